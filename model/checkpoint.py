@@ -1,0 +1,306 @@
+"""Save and load a model with everything that belongs to it, as one file that is whole or not there at all.
+
+`save_checkpoint` and `load_checkpoint` are the only ways out and in; `read_card` tells about a file without PyTorch.
+The bytes are described in `checkpoint_format`, how a crash is survived in `durable_files`. Whatever is wrong with a
+file is a CheckpointError of one line that names it; whatever the disk refuses is a StorageError.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from command_line import config_from_dict, config_to_dict
+from model import durable_files
+from model.checkpoint_format import Card, CheckpointError, TensorEntry
+from model.checkpoint_reader import CheckpointReader, check_names, checked, holds_tensor, replace_entries
+from model.config import ModelConfig
+from model.durable_files import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.gpt import GPT
+
+__all__ = [
+    "BEST",
+    "Checkpoint",
+    "CheckpointError",
+    "StorageError",
+    "load_checkpoint",
+    "newest_run_checkpoint",
+    "read_card",
+    "save_checkpoint",
+    "step_checkpoints",
+    "step_path",
+    "verify_checkpoint",
+]
+
+BEST = "best.pt"
+_STEP_PREFIX, _SUFFIX = "step-", ".pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory; only plain data and tensors, all of them fitting the model's config."""
+
+    model_config: ModelConfig
+    state_dict: dict[str, Tensor]
+    tokenizer: dict[str, Any]
+    provenance: dict[str, Any]
+    training_state: dict[str, Any] | None
+    kind: str
+    path: Path
+    sha256: str
+
+    def build_model(self) -> GPT:
+        """The GPT with these weights, in evaluation mode; it uses the tensors of this checkpoint, not copies."""
+        from model.gpt import GPT
+
+        if self.kind != "gpt":
+            raise CheckpointError(f"{self.path} holds a {self.kind}, but a language model is needed here")
+        return GPT.from_state_dict(self.model_config, self.state_dict)
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model_config: ModelConfig,
+    state_dict: dict[str, Tensor],
+    tokenizer: dict[str, Any],
+    provenance: dict[str, Any],
+    training_state: dict[str, Any] | None = None,
+    kind: str = "gpt",
+) -> str:
+    """Write a checkpoint, read it back, give it its name; returns its SHA-256.
+
+    Names lose the `_orig_mod.` of torch.compile, tensors that share memory are stored once, tuples become lists. Needs
+    no second copy of the weights. Raises StorageError when the disk refuses; a file that was there is untouched then.
+    """
+    from model.checkpoint_writer import CheckpointContent
+
+    content = CheckpointContent(
+        {
+            "kind": kind,
+            "model_config": config_to_dict(model_config),
+            "state_dict": _clean_state_dict(state_dict, model_config),
+            "tokenizer": tokenizer,
+            "provenance": provenance,
+            "training_state": training_state,
+        }
+    )
+
+    def verify(written: Path, sha256: str) -> None:
+        try:
+            with CheckpointReader(written) as reader:
+                if reader.verify() != sha256:
+                    raise CheckpointError("another checksum")
+                card = reader.read_card()
+        except CheckpointError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else None
+            raise cause or OSError(errno.EIO, "what was read back is not what was written") from error
+        _check_content(card)  # what could not be loaded is not saved
+
+    _check_free_space(path, content.n_bytes())
+    return durable_files.write_atomically(path, content.write, verify)
+
+
+def _clean_state_dict(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    import torch
+
+    clean = {name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()}
+    embedding, head = clean.get("token_embedding.weight"), clean.get("head.weight")
+    if config.tied_head and embedding is not None and head is not None:
+        # Gathering a sharded model copies both names; they are one weight all the same.
+        if embedding.data_ptr() != head.data_ptr() and not torch.equal(embedding, head):
+            raise ValueError("the head is tied to the token embedding, but their weights differ")
+        clean["head.weight"] = embedding
+    return clean
+
+
+def _check_free_space(path: Path, n_bytes: int) -> None:
+    """Find a full disk before half a file is written."""
+    try:
+        free = durable_files.free_bytes(path.parent)
+    except OSError:
+        return  # writing will say better what is wrong
+    if free < n_bytes:
+        needed = f"it needs {n_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free"
+        raise StorageError("save", path, OSError(errno.ENOSPC, f"No space left on device: {needed}"))
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
+    """Load a checkpoint onto a device: verified, and with exactly the weights that its config asks for.
+
+    Raises CheckpointError for anything else: damaged, cut short, of another kind or format, not a file at all.
+    """
+    with CheckpointReader(path) as reader:
+        sha256 = reader.verify()
+        card = reader.read_card()
+        config = _check_content(card)
+        tensors = dict(zip(card.tensors, reader.read_tensors(card.tensors, device), strict=True))
+    content = replace_entries(card.content, tensors.__getitem__)
+    return Checkpoint(**{**content, "model_config": config}, path=path, sha256=sha256)
+
+
+def verify_checkpoint(path: Path) -> str:
+    """Compare the checksum of a file with its content and return it; raises CheckpointError."""
+    with CheckpointReader(path) as reader:
+        return reader.verify()
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, verified, without loading PyTorch; raises CheckpointError."""
+    with CheckpointReader(path) as reader:
+        sha256 = reader.verify()
+        card = reader.read_card()
+    config = _check_content(card, weights=False)
+    tokenizer, weights = card.content["tokenizer"], set(card.content["state_dict"].values())
+    return {
+        "path": str(path),
+        "kind": card.content["kind"],
+        "format_version": card.format_version,
+        "saved_at": card.saved_at,
+        "file_bytes": card.file_bytes,
+        "sha256": sha256,
+        "model_config": config_to_dict(config),
+        "parameters": sum(math.prod(entry.shape) for entry in weights),
+        "tokenizer": {"name": tokenizer.get("name", tokenizer["kind"]), "vocab_size": config.vocab_size},
+        "provenance": card.content["provenance"],
+        "resumable": card.content["training_state"] is not None,
+    }
+
+
+# ---- does the content make sense? --------------------------------------------------------------------------------
+
+
+def _check_content(card: Card, weights: bool = True) -> ModelConfig:
+    """The model config of a card, after checking everything in the card against it.
+
+    `weights=False` skips the one check that needs PyTorch: the names and shapes of the weights.
+    """
+    content = card.content
+    try:
+        check_names(content, {"kind", "model_config", "state_dict", "tokenizer", "provenance", "training_state"})
+        kind = checked(content, "kind", str)
+        checked(content, "provenance", dict)
+        checked(content, "training_state", dict, type(None))
+        checked(checked(content, "tokenizer", dict), "kind", str)
+        config = _model_config(checked(content, "model_config", dict))
+        state_dict = checked(content, "state_dict", dict)
+        if not all(isinstance(entry, TensorEntry) for entry in state_dict.values()):
+            raise ValueError("its state dict holds something else than tensors")
+        for name in ("tokenizer", "provenance"):
+            if holds_tensor(content[name]):
+                raise ValueError(f"its {name} holds a tensor")
+        if content["tokenizer"].get("vocab_size", config.vocab_size) != config.vocab_size:
+            raise ValueError(f"its tokenizer's vocabulary does not have the {config.vocab_size} entries of its model")
+        if kind == "gpt" and weights:
+            _check_weights(state_dict, config)
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"{card.path} contradicts itself: {error}") from None
+    return config
+
+
+def _model_config(values: dict[Any, Any]) -> ModelConfig:
+    if not all(isinstance(name, str) for name in values):
+        raise ValueError("its model config is malformed")
+    return config_from_dict(ModelConfig, values)  # a field added later has its default: older files stay readable
+
+
+def _check_weights(state_dict: dict[str, TensorEntry], config: ModelConfig) -> None:
+    """Raise ValueError unless names, shapes and types are exactly those of a GPT of this config."""
+    from model.gpt import GPT
+    from model.initialization import outlined
+
+    # Every one of these widths is a side of some weight; checked first, so that no absurd model is even outlined.
+    n_elements = sum(math.prod(entry.shape) for entry in state_dict.values())
+    widths = (config.vocab_size, config.n_embd, config.head_width, config.n_feed_forward)
+    if config.n_layer > len(state_dict) or any(
+        width > n_elements for width in (*widths, config.bigram_rows, config.trigram_rows) if width
+    ):
+        raise ValueError("its model config asks for more weights than it holds")
+    with outlined():
+        expected = GPT(config).state_dict()
+    different = set(state_dict) ^ set(expected)
+    if different:
+        verb = "misses" if min(different) in expected else "has the unknown"
+        raise ValueError(f"its state dict {verb} weight {min(different)!r}")
+    for name, weight in expected.items():
+        if state_dict[name].shape != tuple(weight.shape):
+            raise ValueError(
+                f"weight {name} has shape {list(state_dict[name].shape)}, its model config asks for "
+                f"{list(weight.shape)}"
+            )
+    dtypes = {entry.dtype for entry in state_dict.values()}
+    if len(dtypes) != 1 or not dtypes <= {"float64", "float32", "bfloat16", "float16"}:
+        raise ValueError(f"its weights are of type {', '.join(sorted(dtypes))} instead of one floating-point type")
+    if config.tied_head and state_dict["head.weight"] is not state_dict["token_embedding.weight"]:
+        raise ValueError("its head is not tied to its token embedding, as its model config asks")
+
+
+# ---- which file? -------------------------------------------------------------------------------------------------
+
+
+def step_path(run: Path, step: int) -> Path:
+    """The path of a run's checkpoint after a step."""
+    return run / f"{_STEP_PREFIX}{step:06d}{_SUFFIX}"
+
+
+def step_checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The step checkpoints in a run folder by name, newest first; not yet verified. Raises StorageError."""
+    found = []
+    for name in _list(run):
+        digits = name.removeprefix(_STEP_PREFIX).removesuffix(_SUFFIX)
+        if digits.isascii() and digits.isdigit() and len(digits) < 19 and name == step_path(run, int(digits)).name:
+            found.append((int(digits), run / name))
+    return sorted(found, reverse=True)
+
+
+def _list(folder: Path) -> list[str]:
+    try:
+        return durable_files.list_folder(folder)
+    except OSError as error:
+        raise StorageError("look into", folder, error) from error
+
+
+def newest_run_checkpoint(checkpoints_folder: Path) -> Path:
+    """The best language model of the newest run that has a usable one.
+
+    What the files say of themselves decides which run is new, never their modification times. A damaged file costs a
+    warning; CheckpointError when nothing is left.
+    """
+    n_damaged = 0
+    runs: list[tuple[float, list[Path]]] = []
+    for name in _list(checkpoints_folder):
+        run = checkpoints_folder / name
+        cards = []
+        for path in (run / BEST, *(path for _, path in step_checkpoints(run))):
+            if path.exists():
+                try:
+                    with CheckpointReader(path) as reader:
+                        cards.append(reader.read_card())
+                except CheckpointError as error:
+                    n_damaged += _warn(error)
+        models = [card for card in cards if card.content.get("kind") == "gpt"]
+        if models:
+            runs.append((max(card.saved_at for card in models), [card.path for card in models]))
+    for _, paths in sorted(runs, reverse=True):
+        for path in paths:
+            try:
+                verify_checkpoint(path)
+            except CheckpointError as error:
+                n_damaged += _warn(error)
+            else:
+                return path
+    state = f"no usable checkpoint ({n_damaged} damaged)" if n_damaged else "no checkpoint"
+    raise CheckpointError(f"there is {state} under {checkpoints_folder}; train a model first: python train.py")
+
+
+def _warn(error: CheckpointError) -> int:
+    print(f"warning: {error}", file=sys.stderr)
+    return 1
