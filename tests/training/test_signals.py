@@ -1,0 +1,167 @@
+"""SIGINT and SIGTERM at any moment: the step is finished, everything saved, the command to go on printed."""
+
+import dataclasses
+import functools
+import importlib
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from data.prepare import prepare_corpus
+from model import durable_files
+from model.checkpoint import load_checkpoint, step_checkpoints
+from training.config import TrainConfig
+from training.start import Request, start_training
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+
+EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+STEPS = 30
+
+
+@pytest.fixture
+def request_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    prepare_here = functools.partial(prepare_corpus, cache_folder=tmp_path / "tokens")
+    monkeypatch.setattr("training.start.prepare_corpus", prepare_here)
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. a dog ran to the old mill. " * 60, encoding="utf-8")
+    typed = {
+        "data": str(text),
+        "tokenizer": "byte",
+        "steps": STEPS,
+        "threads": 1,
+        "compile": "off",
+        "sample_tokens": 0,
+        "evaluate_every_steps": 5,
+        "save_every_steps": 3,
+    }
+    return Request(
+        train_config=TrainConfig(**typed),  # type: ignore[arg-type]
+        typed=typed,
+        preset="nano",
+        model_overrides={"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16, "bigram_rows": 32},
+        run_path=tmp_path / "run",
+        resume=True,
+        overwrite=False,
+        dry_run=False,
+        init=None,
+        command=["python", "train.py", "--data", str(text)],
+        started=time.monotonic(),
+    )
+
+
+def start(request: Request, log: Path) -> int:
+    """Train in a forked child, which ends as `run_program` would end it; returns its process id."""
+    importlib.import_module("torch._dynamo")  # or every child would load it for seconds at its first step
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        torch.set_num_threads(1)
+        start_training(request)
+        code = 0
+    except UserError as error:
+        os.write(2, f"{error}\n".encode())
+        code = error.exit_code
+    except BaseException as error:  # noqa: BLE001 - a forked child must not run on into pytest
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint, −1 without any; each must be loadable."""
+    found = step_checkpoints(run)
+    for _, path in found:
+        load_checkpoint(path)
+    return found[0][0] if found else -1
+
+
+def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on(
+    request_to_train: Request, tmp_path: Path
+) -> None:
+    source, log, request = random.Random(1), tmp_path / "log", request_to_train
+    started = time.monotonic()
+    assert wait(start(dataclasses.replace(request, run_path=tmp_path / "unbroken"), log)) == 0, log.read_text()
+    duration = time.monotonic() - started
+    seen = set()
+    for number in range(10):
+        kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
+        before = newest_step(request.run_path)
+        child = start(request, log)
+        time.sleep(source.uniform(0.02, 0.5 * duration))
+        os.kill(child, kind)
+        code, said = wait(child), log.read_text()
+        seen.add(code)
+        if code == 0:  # it was ready before the signal came
+            break
+        if code == -kind:
+            continue  # it came before anything had begun, as for any program
+        assert code == EXIT_CODES[kind], said
+        last = said.splitlines()[-1]
+        stopped = re.search(rf"stopped and saved at step (\d+) of {STEPS}; go on with: (.*)", last)
+        if stopped:
+            assert newest_step(request.run_path) == int(stopped[1]) > before
+            assert stopped[2] == f"python train.py --data {request.train_config.data}"
+        else:
+            assert "interrupted before the first step" in last
+            assert newest_step(request.run_path) == before
+    assert wait(start(request, log)) == 0, log.read_text()
+    assert seen & set(EXIT_CODES.values())
+    ended, unbroken = (
+        load_checkpoint(run / f"step-{STEPS:06d}.pt") for run in (request.run_path, tmp_path / "unbroken")
+    )
+    assert all(map(torch.equal, ended.state_dict.values(), unbroken.state_dict.values()))
+
+
+def test_a_signal_within_a_save_waits_for_it(
+    request_to_train: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, renamed = durable_files.rename, []
+
+    def rename_and_be_told_to_stop(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if target.name == "step-000003.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+        rename(source, target)
+
+    monkeypatch.setattr(durable_files, "rename", rename_and_be_told_to_stop)
+    assert wait(start(request_to_train, tmp_path / "log")) == EXIT_TERMINATED
+    assert "stopped and saved at step 4" in (tmp_path / "log").read_text()
+    assert newest_step(request_to_train.run_path) == 4
+
+
+def test_a_second_signal_ends_the_run_at_once_and_loses_nothing_announced(
+    request_to_train: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = durable_files.rename
+
+    def hang_at_step_3(source: Path, target: Path) -> None:
+        if target.name == "step-000003.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        rename(source, target)
+
+    monkeypatch.setattr(durable_files, "rename", hang_at_step_3)
+    started = time.monotonic()
+    assert wait(start(request_to_train, tmp_path / "log")) == EXIT_INTERRUPTED
+    assert time.monotonic() - started < 50
+    assert newest_step(request_to_train.run_path) == 0

@@ -1,0 +1,82 @@
+"""Train a GPT on a text of your own: `python train.py --data my.txt`, or with no flags on the tales that ship here."""
+
+import os
+import sys
+import time
+
+STARTED = time.monotonic()
+
+from pathlib import Path  # noqa: E402
+
+from command_line import ArgumentParser, UserError, add_options, given_options, run_program  # noqa: E402
+from data.tokenizers.choices import check_tokenizer_choice  # noqa: E402
+from model.config import PRESETS, ModelConfig, preset_config  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+EXAMPLES = """\
+examples:
+  python train.py
+  python train.py --data my.txt --minutes 10
+  python train.py --data tales-zh --preset small --steps 2000 --run chinese
+  python train.py --data my.txt --minutes 10 --resume
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """All flags of train.py: what to do with the run, TrainConfig, ModelConfig."""
+    parser = ArgumentParser(prog="train.py", description=__doc__, epilog=EXAMPLES)
+    run = parser.add_argument_group("run")
+    run.add_argument("--run", metavar="NAME", help="folder under checkpoints/ (default: corpus and preset)")
+    run.add_argument("--resume", action="store_true", help="go on with this run; starts it when there is none")
+    run.add_argument("--overwrite", action="store_true", help="replace this run")
+    run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
+    run.add_argument("--init", metavar="CHECKPOINT", type=Path, help="start from these weights and their tokenizer")
+    run.add_argument("--preset", metavar="NAME", default="mini", help=f"{', '.join(PRESETS)} (default: mini)")
+    add_options(parser, TrainConfig, "training")
+    add_options(parser, ModelConfig, "model (default: the preset's)")
+    return parser
+
+
+def main() -> None:
+    """Flags → configs → one request → run."""
+    parser = build_parser()
+    arguments = parser.parse()
+    typed = given_options(arguments, TrainConfig)
+    train_config = TrainConfig(**typed)
+    check_tokenizer_choice(train_config.tokenizer)
+    model_overrides = given_options(arguments, ModelConfig)
+    preset_config(arguments.preset, **{"vocab_size": 1, **model_overrides})
+    name = arguments.run or default_run_name(train_config.data, arguments.preset)
+    if Path(name).name != name or name in (".", ".."):
+        raise UserError(f"--run must be the name of one folder under checkpoints/, but is {name!r}")
+
+    from training.start import Request, start_training
+
+    start_training(
+        Request(
+            train_config=train_config,
+            typed=typed,
+            preset=arguments.preset,
+            model_overrides=model_overrides,
+            run_path=CHECKPOINTS / name,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            dry_run=arguments.dry_run,
+            init=arguments.init,
+            command=["python", *sys.argv],
+            started=STARTED,
+        )
+    )
+
+
+def default_run_name(data: str, preset: str) -> str:
+    """The corpus and the preset, such as `tales-en-mini`."""
+    corpus = "stdin" if data == "-" else Path(data.rstrip("/")).name.split(".")[0]
+    return f"{corpus or 'corpus'}-{preset}"
+
+
+if __name__ == "__main__":
+    # Under torchrun every process meets the same error, and rank 0 says it.
+    run_program(main, quiet="WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0")

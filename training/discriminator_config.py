@@ -1,0 +1,105 @@
+"""How a discriminator is trained, as one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from command_line import UserError, check_options, option
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Texts, labels, body and training of a discriminator; raises UserError when the options contradict each other."""
+
+    desired: tuple[str, ...] = option(
+        (),
+        "texts with the attribute: file, folder, .jsonl; may be given several times",
+        group="labelled texts (one of three ways)",
+        metavar="FILE",
+    )
+    undesired: tuple[str, ...] = option((), "texts without it; may be given several times", metavar="FILE")
+    label: tuple[str, ...] = option(
+        (), "texts of one of several labels; given once for each file of each label", metavar="NAME=FILE"
+    )
+    labelled: str | None = option(None, "a .jsonl file whose lines name their labels", metavar="FILE.jsonl")
+    rule: str | None = option(
+        None,
+        "label samples of the language model by a function of their text, such as "
+        "training/attributes.py:asks_a_question",
+        metavar="PATH.py:FUNCTION",
+    )
+    text_field: str = option("text", "field of a .jsonl line that holds the text", metavar="NAME")
+    label_field: str = option("label", "--labelled: field that holds the label", metavar="NAME")
+    encoding: str = option("utf-8", "encoding of the text files", metavar="NAME")
+
+    samples: int = option(2000, "--rule: texts to draw", at_least=40, at_most=10**7, group="samples")
+    sample_tokens: int = option(128, "--rule: tokens of a text at most", at_least=1, at_most=10**6)
+    sample_temperature: float = option(
+        1.0, "--rule: temperature; best the one you will decode with", above=0, at_most=100
+    )
+    sample_prompt: str = option("", "--rule: beginning of every text (default: none)", metavar="TEXT")
+
+    checkpoint: str | None = option(
+        None,
+        "language model to be guided: its tokenizer, and its samples for --rule (default: the newest run's)",
+        group="model",
+        metavar="FILE",
+    )
+    init: bool = option(False, "start from a copy of the language model instead of a small fresh network")
+    n_layer: int = option(2, "transformer blocks", at_least=1, at_most=1024)
+    n_head: int = option(2, "query heads", at_least=1, at_most=4096)
+    n_embd: int = option(64, "channels", at_least=1, at_most=2**20)
+    context_length: int = option(256, "tokens seen at once", at_least=8, at_most=2**20)
+    dropout: float = option(0.1, "share of activations dropped while training", at_least=0, below=1)
+    token_noise: float = option(0.3, "share of tokens replaced by random ones while training", at_least=0, below=1)
+    next_token_rank: int = option(
+        32, "rank of the head that scores all next tokens at once, for --guidance-mode fast; 0: none", at_least=0
+    )
+
+    epochs: int = option(8, "passes over the training texts", at_least=1, at_most=10**6, group="training")
+    batch_texts: int = option(32, "texts in an optimizer step", at_least=1, at_most=2**20)
+    learning_rate: float | None = option(
+        None, "peak rate of AdamW (default: 0.001, with --init 0.0002)", above=0, at_most=1
+    )
+    weight_decay: float = option(0.1, "decay of the matrices, times the learning rate", at_least=0)
+    validation_fraction: float = option(0.2, "share of the texts held out", above=0, below=1)
+    seed: int = option(1337, "seed of weights, order, dropout and samples", at_least=0, at_most=2**31 - 1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", metavar="NAME")
+
+    output: str | None = option(
+        None,
+        "file to write (default: checkpoints/discriminators/LABEL.pt)",
+        group="result",
+        metavar="FILE.pt",
+    )
+    overwrite: bool = option(False, "replace the file that is there")
+    plot: str | None = option(
+        None, "picture of accuracy and calibration by prefix length (default: beside the result)", metavar="FILE.png"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        ways = {
+            "--desired with --undesired": bool(self.desired or self.undesired),
+            "--label": bool(self.label),
+            "--labelled": self.labelled is not None,
+            "--rule": self.rule is not None,
+        }
+        if sum(ways.values()) != 1:
+            given = [way for way, is_given in ways.items() if is_given]
+            raise UserError(
+                f"give the labels in one way, {', '.join(ways)}, but {' and '.join(given) or 'none'} is given"
+            )
+        if bool(self.desired) != bool(self.undesired):
+            missing = "--undesired" if self.desired else "--desired"
+            raise UserError(f"{missing} is missing: a discriminator learns from texts with and without the attribute")
+        if self.n_embd % (2 * self.n_head):
+            raise UserError(
+                f"--n-embd ({self.n_embd}) must be a multiple of twice --n-head ({2 * self.n_head}): "
+                "rotary positions turn channels in pairs"
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Of AdamW; a trained body wants smaller steps than fresh weights."""
+        return self.learning_rate or (0.0002 if self.init else 0.001)

@@ -1,0 +1,205 @@
+"""Train a discriminator on every prefix of labelled texts, keep its best epoch, calibrate and judge it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from command_line import EXIT_DIVERGED, UserError
+from model.config import ModelConfig
+from model.discriminator import NO_LABEL, Discriminator
+from model.gpt import GPT
+from training.calibration import (
+    PrefixQuality,
+    best_sharpness,
+    pad_texts,
+    prefix_qualities,
+    quality,
+    score_prefixes,
+)
+from training.config import TrainConfig
+from training.discriminator_config import DiscriminatorConfig
+from training.labels import LabelledText, LabelledTexts
+from training.optimizers import build_optimizer
+from training.schedules import learning_rate_factor
+
+AVERAGING_RATE = 0.02
+"""Share of the newest weights in their running average, which spans about 50 steps. Few texts make noisy steps, and
+the average answers with far more honest probabilities (Izmailov et al. 2018, arxiv.org/abs/1803.05407)."""
+
+
+class DivergedDiscriminatorError(UserError):
+    """The loss is no number any more."""
+
+    exit_code = EXIT_DIVERGED
+
+
+@dataclass(frozen=True)
+class HeldOutQuality:
+    """What the held-out texts say, after calibration on others."""
+
+    whole_texts: PrefixQuality
+    all_prefixes: PrefixQuality
+    by_length: list[PrefixQuality]
+    fast: PrefixQuality | None
+    """Of all prefixes, as guessed by the head for the next token."""
+    best_epoch: int
+    sharpness: float
+    """Factor of the class logits that calibration chose; 1 leaves them as they are."""
+
+
+def build_discriminator(
+    config: DiscriminatorConfig, vocab_size: int, n_labels: int, language_model: GPT | None
+) -> Discriminator:
+    """A small fresh network, or a copy of the language model when there is one."""
+    if language_model is not None:
+        return Discriminator.from_language_model(language_model, n_labels, config.next_token_rank, config.dropout)
+    body = ModelConfig(
+        vocab_size=vocab_size,
+        context_length=config.context_length,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        normalization="rmsnorm",
+        positions="rotary",
+        tied_head=False,
+        dropout=config.dropout,
+    )
+    return Discriminator(body, n_labels, config.next_token_rank)
+
+
+def train_discriminator(
+    discriminator: Discriminator,
+    texts: LabelledTexts,
+    config: DiscriminatorConfig,
+    say: Callable[[str], None],
+) -> HeldOutQuality:
+    """Train in place; the best epoch by the loss on the tuning texts stays. `say` gets a line for each epoch.
+
+    Raises DivergedDiscriminatorError.
+    """
+    settings = TrainConfig(
+        optimizer="adamw", learning_rate=config.peak_learning_rate, weight_decay=config.weight_decay, seed=config.seed
+    )
+    texts = texts.in_windows(discriminator.config.context_length)
+    optimizer = build_optimizer(discriminator, settings)
+    order = torch.Generator().manual_seed(config.seed)
+    n_batches = -(-len(texts.training) // config.batch_texts)
+    averaged = copy.deepcopy(discriminator)
+    best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(averaged)
+    step = 0
+    for epoch in range(config.epochs):
+        discriminator.train()
+        total = 0.0
+        for batch in _batches(texts.training, config.batch_texts, order):
+            optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
+            optimizer.zero_grad()
+            loss = training_loss(discriminator, batch, config.token_noise)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(discriminator.parameters(), settings.gradient_clip)
+            optimizer.step()
+            step += 1
+            _average(averaged, discriminator, max(AVERAGING_RATE, 1 / step))
+            total += loss.item() / n_batches
+        tuning_loss, accuracy = _judge(averaged, texts.tuning)
+        if not tuning_loss < float("inf"):
+            raise DivergedDiscriminatorError(
+                f"the loss is no number (NaN) in epoch {epoch + 1}; try a lower --learning-rate than "
+                f"{config.peak_learning_rate:g}"
+            )
+        say(
+            f"epoch {epoch + 1:>3} of {config.epochs}  loss {total:.3f}  tuning {tuning_loss:.3f}, {accuracy:.1%} right"
+        )
+        if tuning_loss < best_loss:
+            best_loss, best_epoch, best_state = tuning_loss, epoch + 1, _copy_state(averaged)
+    discriminator.load_state_dict(best_state)
+    return _finish(discriminator.eval(), texts, best_epoch)
+
+
+def training_loss(discriminator: Discriminator, texts: Sequence[LabelledText], token_noise: float = 0.0) -> Tensor:
+    """Cross-entropy of the label at every prefix, in nats, and that of the head for the next token where there is one.
+
+    The head learns what the network itself answers one token later, which says more than the label (Hinton et al.
+    2015, arxiv.org/abs/1503.02531); it never moves the body, so the exact mode is the same with and without it.
+    A share `token_noise` of the tokens is replaced by random ones, so that no text can be learned by heart.
+    """
+    device = discriminator.token_embedding.weight.device
+    token_ids, labels = pad_texts(texts, device)
+    if token_noise:
+        replaced = torch.rand(token_ids.shape, device=device) < token_noise
+        replaced[:, 0] = False  # the start token stands before every text
+        token_ids = torch.where(replaced, torch.randint_like(token_ids, discriminator.config.vocab_size), token_ids)
+    hidden = discriminator.hidden_states(token_ids)  # (B, T, C)
+    class_logits = discriminator.logits(hidden)  # (B, T, L)
+    losses = F.cross_entropy(class_logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")  # (B, T)
+    weights = prefix_weights(labels)
+    loss = (losses * weights).sum() / weights.sum()
+    if discriminator.next_token_vectors is None:
+        return loss
+    guessed = discriminator.next_token_logits(hidden[:, :-1].detach(), token_ids[:, 1:, None]).squeeze(2)
+    answers = class_logits[:, 1:].detach().softmax(-1)
+    counted = labels[:, 1:] != NO_LABEL
+    return loss + F.cross_entropy(guessed[counted], answers[counted])
+
+
+def prefix_weights(labels: Tensor) -> Tensor:
+    """How much each prefix counts, (B, T) → (B, T): 1 / √(its tokens), 0 for padding.
+
+    Neighbouring long prefixes say nearly the same, so they count less. A weight may depend on the prefix, but never on
+    the whole text: with 1 / (tokens of the text) it would tell of the future, and p(label | prefix) would be off.
+    """
+    lengths = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    return (labels != NO_LABEL) * lengths.rsqrt()
+
+
+@torch.no_grad()
+def _average(averaged: Discriminator, newest: Discriminator, rate: float) -> None:
+    for mean, parameter in zip(averaged.parameters(), newest.parameters(), strict=True):
+        mean.lerp_(parameter, rate)
+
+
+def _batches(texts: Sequence[LabelledText], size: int, order: torch.Generator) -> Iterator[list[LabelledText]]:
+    """All texts once in a random order, those of similar length side by side, so that little is padded."""
+    shuffled = [texts[number] for number in torch.randperm(len(texts), generator=order).tolist()]
+    batches = []
+    for first in range(0, len(shuffled), 16 * size):
+        neighbours = sorted(shuffled[first : first + 16 * size], key=lambda text: len(text.token_ids))
+        batches += [neighbours[at : at + size] for at in range(0, len(neighbours), size)]
+    yield from (batches[number] for number in torch.randperm(len(batches), generator=order).tolist())
+
+
+def _copy_state(discriminator: Discriminator) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
+
+
+def _judge(discriminator: Discriminator, texts: Sequence[LabelledText]) -> tuple[float, float]:
+    """Loss in nats and accuracy over all prefixes."""
+    logits, labels, _ = score_prefixes(discriminator, texts)
+    return F.cross_entropy(logits, labels).item(), quality(logits, labels, "all").accuracy
+
+
+def _finish(discriminator: Discriminator, texts: LabelledTexts, best_epoch: int) -> HeldOutQuality:
+    """Calibrate on the tuning texts, then judge on those that nothing was chosen by."""
+    logits, labels, _ = score_prefixes(discriminator, texts.tuning)
+    sharpness = best_sharpness(logits, labels)
+    discriminator.sharpen(sharpness)
+    logits, labels, lengths = score_prefixes(discriminator, texts.held_out)
+    # Prefixes come text by text, each from the shortest to the whole.
+    is_last = torch.cat((lengths[1:] <= lengths[:-1], torch.ones_like(lengths[:1], dtype=torch.bool)))
+    fast = None
+    if discriminator.next_token_vectors is not None:
+        fast_logits, fast_labels, _ = score_prefixes(discriminator, texts.held_out, fast=True)
+        fast = quality(fast_logits, fast_labels, "all, fast")
+    return HeldOutQuality(
+        whole_texts=quality(logits[is_last], labels[is_last], "whole texts"),
+        all_prefixes=quality(logits, labels, "all"),
+        by_length=prefix_qualities(logits, labels, lengths),
+        fast=fast,
+        best_epoch=best_epoch,
+        sharpness=sharpness,
+    )

@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM: the first one asks for an orderly end, a second one ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from command_line import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+
+_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+
+
+class InterruptedRunError(UserError):
+    """The run was asked to end; the message says what was saved and how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = _EXIT_CODES[signal.Signals(signal_number)]
+
+
+class Interruption:
+    """Remembers the first signal. The handler only sets a flag: saving inside one fails now and then."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._may_end_at_once = True
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_number is not None
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Interruption]:
+        """Handle both signals inside; the handlers from before come back afterwards."""
+        before = {number: signal.signal(number, self._handle) for number in _EXIT_CODES}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From now on there is work to save: a signal only sets the flag and the training loop ends in order."""
+        self._may_end_at_once = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises InterruptedRunError at once; one that has come before does so on entry."""
+        self._may_end_at_once = True
+        try:
+            if self.signal_number is not None:
+                raise _nothing_trained(self.signal_number)
+            yield
+        finally:
+            self._may_end_at_once = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            # The second signal: no clean-up at all. A half-written checkpoint is a temporary file that nobody reads.
+            os._exit(_EXIT_CODES[signal.Signals(number)])
+        self.signal_number = number
+        if self._may_end_at_once:
+            raise _nothing_trained(number)
+
+
+def _nothing_trained(signal_number: int) -> InterruptedRunError:
+    return InterruptedRunError("interrupted before the first step; nothing was trained yet", signal_number)

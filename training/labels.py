@@ -1,0 +1,178 @@
+"""Labelled texts for a discriminator: the user's own, or samples of the language model labelled by the user's rule."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import UserError
+from data.sources import open_source
+from data.split import in_validation
+from data.tokenizers.base import Tokenizer
+from generation.config import SamplingConfig
+from generation.discriminators import text_start
+from generation.extensions import load_name
+from generation.text_generator import TextGenerator
+from training.discriminator_config import DiscriminatorConfig
+
+MIN_TEXTS = 20
+"""Of each label: fewer can be learned by heart but not judged."""
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """The tokens of a whole text, start token first, and the number of its label."""
+
+    token_ids: list[int]
+    label: int
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts in three parts: to learn from, to choose the best epoch and calibrate with, and to report on."""
+
+    labels: list[str]
+    training: list[LabelledText]
+    tuning: list[LabelledText]
+    held_out: list[LabelledText]
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of each label among all texts: the prior, which stays as it is."""
+        texts = [*self.training, *self.tuning, *self.held_out]
+        counts = Counter(text.label for text in texts)
+        return [counts[number] / len(texts) for number in range(len(self.labels))]
+
+    def in_windows(self, context_length: int) -> LabelledTexts:
+        """The same texts, the longer ones cut into windows that a discriminator sees at once."""
+        parts = (_cut(texts, context_length) for texts in (self.training, self.tuning, self.held_out))
+        return LabelledTexts(self.labels, *parts)
+
+
+def _cut(texts: Sequence[LabelledText], width: int) -> list[LabelledText]:
+    return [
+        LabelledText(text.token_ids[first : first + width], text.label)
+        for text in texts
+        for first in range(0, len(text.token_ids), width)
+    ]
+
+
+def read_labelled_texts(config: DiscriminatorConfig, tokenizer: Tokenizer) -> LabelledTexts:
+    """The texts that `--desired` and `--undesired`, `--label` or `--labelled` name; raises UserError."""
+    start, end = text_start(tokenizer), tokenizer.end_of_text
+    pairs = list(_read_jsonl(config) if config.labelled is not None else _read_files(config))
+    labels = list(dict.fromkeys(label for _, label in pairs))
+    texts = [LabelledText([start, *tokenizer.encode(text), end], labels.index(label)) for text, label in pairs]
+    return split_texts(labels, texts, config.validation_fraction)
+
+
+def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> LabelledTexts:
+    """Samples of the language model, labelled by the rule that `--rule` names; raises UserError.
+
+    They are drawn from the very distribution that guidance will change, and their shares are its true prior.
+    """
+    assert config.rule is not None
+    rule = load_rule(config.rule)
+    sampling = SamplingConfig(
+        max_new_tokens=config.sample_tokens,
+        num_samples=config.samples,
+        temperature=config.sample_temperature,
+        seed=config.seed,
+    )
+    start = text_start(generator.tokenizer)
+    prompt = [token for token in generator.encode_prompt(config.sample_prompt) if token != start]
+    results = generator.generate(config.sample_prompt, sampling)
+    found = [rule(config.sample_prompt + result.text) for result in results]
+    labels = sorted(set(found), key=lambda label: (label.startswith("not-"), label))
+    if len(labels) < 2:
+        raise UserError(
+            f"--rule {config.rule} gives all {config.samples} samples the label {labels[0]!r}, so there is nothing to "
+            "learn; draw more --samples, or longer ones with --sample-tokens"
+        )
+    texts = [
+        LabelledText([start, *prompt, *result.token_ids], labels.index(label))
+        for result, label in zip(results, found, strict=True)
+    ]
+    return split_texts(labels, texts, config.validation_fraction)
+
+
+def load_rule(spec: str) -> Callable[[str], str]:
+    """A rule `PATH.py:FUNCTION` as a function from text to label: True is its name, False `not-` its name."""
+    match = re.fullmatch(r"(?P<path>.+\.py):(?P<name>\w+)", spec, re.DOTALL)
+    if match is None:
+        raise UserError(f"--rule must look like PATH.py:FUNCTION, but is {spec!r}")
+    function = load_name("--rule", Path(match["path"]), match["name"])
+    name = match["name"].replace("_", "-")
+
+    def label(text: str) -> str:
+        answer = function(text)
+        if isinstance(answer, bool):
+            return name if answer else f"not-{name}"
+        if not isinstance(answer, str):
+            raise UserError(f"--rule {spec} must return True, False or the name of a label, but returned {answer!r}")
+        return answer
+
+    return label
+
+
+def split_texts(labels: list[str], texts: Sequence[LabelledText], fraction: float) -> LabelledTexts:
+    """Hold out a share of the texts by a hash of their place, half of it for tuning; raises UserError for too few."""
+    for number, label in enumerate(labels):
+        n_texts = sum(text.label == number for text in texts)
+        if n_texts < MIN_TEXTS:
+            raise UserError(f"only {n_texts} texts have the label {label!r}; a discriminator needs {MIN_TEXTS} or more")
+    if len(labels) < 2:
+        raise UserError(
+            f"all texts have the label {labels[0] if labels else None!r}; a discriminator needs two or more"
+        )
+    chosen = [in_validation(number, fraction) for number in range(len(texts))]
+    held_out = [text for text, is_held_out in zip(texts, chosen, strict=True) if is_held_out]
+    training = [text for text, is_held_out in zip(texts, chosen, strict=True) if not is_held_out]
+    if min(len(held_out), len(training)) < 4:
+        raise UserError(f"--validation-fraction {fraction} leaves too few of {len(texts)} texts on one side; try 0.2")
+    return LabelledTexts(labels, training, held_out[::2], held_out[1::2])
+
+
+def _read_files(config: DiscriminatorConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of text and label, from the files of each label."""
+    sides = {"desired": config.desired, "undesired": config.undesired}
+    stems = {Path(specs[0]).stem for specs in sides.values() if len(specs) == 1}
+    # Two files are called by their names, such as gloomy and bright; several by their side.
+    files = [(Path(spec).stem if len(stems) == 2 else side, spec) for side, specs in sides.items() for spec in specs]
+    for entry in config.label:
+        label, separator, spec = entry.partition("=")
+        if not separator or not label or not spec:
+            raise UserError(f"--label must look like NAME=FILE, but is {entry!r}")
+        files.append((label, spec))
+    for label, spec in files:
+        source = open_source(spec, text_field=config.text_field, encoding=config.encoding)
+        yield from ((text, label) for text in source.documents())
+
+
+def _read_jsonl(config: DiscriminatorConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of text and label, from the lines of one file."""
+    path = Path(str(config.labelled))
+    try:
+        lines = path.read_text(encoding=config.encoding).split("\n")
+    except (OSError, UnicodeDecodeError, LookupError) as error:
+        raise UserError(f"--labelled {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error})") from None
+        fields = record if isinstance(record, dict) else {}
+        text, label = fields.get(config.text_field), fields.get(config.label_field)
+        if not isinstance(text, str) or not isinstance(label, str | int | bool):
+            raise UserError(
+                f"{path}, line {number} needs a text in {config.text_field!r} and a label in {config.label_field!r}, "
+                f"but has the fields {', '.join(map(repr, list(fields)[:8])) or 'none'}; name them with --text-field "
+                "and --label-field"
+            )
+        yield text, str(label)

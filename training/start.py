@@ -1,0 +1,336 @@
+"""From what the user asked for to a finished run: corpus, model, plan, trainer, summary.
+
+    request → run folder, locked → corpus, tokenizer → model config → preflight: plan → model → Trainer.run → summary
+
+A resumed run takes tokenizer, configs, plan, weights and training state from its newest good checkpoint instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from command_line import UserError, config_from_dict, flag_name
+from data.prepare import PreparedCorpus, prepare_corpus
+from data.sources import open_source
+from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.config import ModelConfig, preset_config
+from model.gpt import GPT
+from training.config import TrainConfig
+from training.distributed import Workers, join_workers, local_device
+from training.interruption import InterruptedRunError, Interruption
+from training.optimizers import DEFAULT_WEIGHT_DECAY, learning_rates, weight_decay_for
+from training.parallel import blank, outline
+from training.plan import Plan
+from training.precision import keep_freed_memory
+from training.preflight import prepare_plan
+from training.run_state import RunFolder
+from training.samples import Sampler
+from training.summary import summary_lines
+from training.trainer import Trainer
+
+FINE_TUNING_RATE = 0.1
+"""A trained model goes on at a tenth of the rates: larger steps would undo what it knows."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user typed: configs as given, and what to do with the run folder."""
+
+    train_config: TrainConfig
+    typed: dict[str, Any]
+    """The fields of TrainConfig that were typed, to compare with a resumed run's own."""
+    preset: str
+    model_overrides: dict[str, Any]
+    run_path: Path
+    resume: bool
+    overwrite: bool
+    dry_run: bool
+    init: Path | None
+    command: list[str]
+    started: float
+    """`time.monotonic()` when the process started."""
+
+
+def start_training(request: Request) -> None:
+    """Run what was asked for, to its end. Everything a user can cause is a UserError with its exit code."""
+    keep_freed_memory()
+    interruption = Interruption()
+    with interruption.watch(), join_workers(request.train_config.device) as workers, contextlib.ExitStack() as stack:
+        if workers.world_size > 1:
+            interruption.defer()  # the others would wait in vain for a process that ends alone
+        with workers.together(interruption):
+            device = local_device(request.train_config.device, workers)
+            run_folder = stack.enter_context(_run_folder(request, workers))
+        checkpoint = _newest_checkpoint(request, run_folder, workers, interruption)
+        if checkpoint is None:
+            prepared = _fresh_run(request, device, workers, interruption)
+        else:
+            prepared = _resumed_run(request, checkpoint, workers, interruption)
+        if run_folder is not None:
+            _train(request, prepared, run_folder, checkpoint, workers, interruption)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    corpus: PreparedCorpus
+    model_config: ModelConfig
+    train_config: TrainConfig
+    plan: Plan
+    initial: Checkpoint | None
+    """Weights to start from, or None for fresh ones."""
+
+
+@contextlib.contextmanager
+def _run_folder(request: Request, workers: Workers) -> Iterator[RunFolder | None]:
+    """The locked run folder; None for a dry run, which writes nothing."""
+    if request.dry_run:
+        yield None
+        return
+    if not workers.is_main:
+        yield RunFolder(request.run_path)
+        return
+    folder = RunFolder.open(request.run_path, resume=request.resume, overwrite=request.overwrite)
+    with folder:
+        yield folder
+
+
+def _check_parallel(config: TrainConfig, workers: Workers) -> None:
+    """Raise UserError for what several processes cannot do."""
+    if workers.world_size == 1:
+        return
+    if config.parallel == "fsdp" and config.optimizer == "muon":
+        raise UserError(
+            "--parallel fsdp cuts every matrix into shards, but --optimizer muon needs it whole; add --optimizer "
+            "adamw, or leave --parallel fsdp out while the model fits one device"
+        )
+    if config.data == "-":
+        raise UserError("--data - (standard input) cannot be read by several processes; save the text as a file")
+
+
+def _newest_checkpoint(
+    request: Request, run_folder: RunFolder | None, workers: Workers, interruption: Interruption
+) -> Checkpoint | None:
+    """What to go on from, the same for all processes."""
+    if run_folder is None or not request.resume:
+        return None
+    return _read_once(run_folder.newest_checkpoint, workers, interruption)
+
+
+def _read_once(
+    read: Callable[[], Checkpoint | None], workers: Workers, interruption: Interruption
+) -> Checkpoint | None:
+    """A checkpoint that rank 0 reads; the others are told all but its tensors, which the Trainer hands out."""
+    found: Checkpoint | None = None
+    with workers.together(interruption):
+        if workers.is_main:
+            found = read()
+    told = workers.share(None if found is None else _with_tensors(found, outline))
+    return found if workers.is_main or told is None else _with_tensors(told, blank)
+
+
+def _with_tensors(checkpoint: Checkpoint, change: Callable[[Any], Any]) -> Checkpoint:
+    return dataclasses.replace(
+        checkpoint, state_dict=change(checkpoint.state_dict), training_state=change(checkpoint.training_state)
+    )
+
+
+def _say(workers: Workers, *lines: str) -> None:
+    if workers.is_main:
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _fresh_run(request: Request, device: torch.device, workers: Workers, interruption: Interruption) -> _Prepared:
+    config, initial = request.train_config, None
+    _check_parallel(config, workers)
+    if request.init is not None:
+        initial = _read_once(functools.partial(load_checkpoint, request.init), workers, interruption)
+        if request.model_overrides:
+            name = next(iter(request.model_overrides))
+            raise UserError(f"{flag_name(name)} cannot change a trained model; leave it out or train without --init")
+    context_length = _context_length(request, initial)
+    tokenizer_state = None if initial is None else initial.tokenizer
+    corpus = _prepare_corpus(config, context_length, tokenizer_state, workers, interruption)
+    if initial is None:
+        model_config = preset_config(request.preset, **request.model_overrides, vocab_size=corpus.tokenizer.vocab_size)
+    else:
+        model_config = initial.model_config
+        config = fine_tuning(config)
+    preflight = prepare_plan(
+        config, model_config, corpus, device, workers, elapsed_seconds=lambda: time.monotonic() - request.started
+    )
+    _say(workers, *preflight.lines(), *(f"advice      {advice}" for advice in preflight.advice()))
+    if config.weight_decay is None:
+        config = dataclasses.replace(config, weight_decay=weight_decay_for(preflight.epochs))
+    return _Prepared(corpus, model_config, config, preflight.plan, initial)
+
+
+def fine_tuning(config: TrainConfig) -> TrainConfig:
+    """The config with the lower rates and the mild decay that a trained model wants, where none were given."""
+    rate, embedding_rate = learning_rates(config)
+    return dataclasses.replace(
+        config,
+        weight_decay=DEFAULT_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
+        learning_rate=config.learning_rate or rate * FINE_TUNING_RATE,
+        embedding_learning_rate=config.embedding_learning_rate or embedding_rate * FINE_TUNING_RATE,
+    )
+
+
+def _context_length(request: Request, initial: Checkpoint | None) -> int:
+    if initial is not None:
+        return initial.model_config.context_length
+    return preset_config(request.preset, **request.model_overrides, vocab_size=1).context_length
+
+
+def _prepare_corpus(
+    config: TrainConfig,
+    context_length: int,
+    tokenizer_state: dict[str, Any] | None,
+    workers: Workers,
+    interruption: Interruption,
+) -> PreparedCorpus:
+    """The corpus, prepared by one process of each machine and then opened by the others there.
+
+    Raises UserError when the machines do not have the same text.
+    """
+
+    def prepare() -> PreparedCorpus:
+        source = open_source(config.data, text_field=config.text_field, encoding=config.encoding)
+        return prepare_corpus(
+            source,
+            config.tokenizer,
+            validation_fraction=config.validation_fraction,
+            context_length=context_length,
+            progress=workers.is_main and sys.stderr.isatty(),
+            tokenizer=None if tokenizer_state is None else tokenizer_from_state(tokenizer_state),
+        )
+
+    corpus = workers.one_per_machine_first(prepare, interruption)
+    mine = (corpus.corpus_hash, tokenizer_hash(corpus.tokenizer), corpus.n_training_tokens)
+    of_main = workers.share(mine)
+    with workers.together(interruption):
+        if mine != of_main:
+            raise UserError(
+                f"the corpus {corpus.name} here is not the one of rank 0; copy the same text to every machine, or name "
+                f"a folder that all of them share"
+            )
+    return corpus
+
+
+def _resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, interruption: Interruption) -> _Prepared:
+    """Configs and plan of the run as they were; a flag that says otherwise is refused."""
+    state = checkpoint.training_state
+    assert state is not None
+    config = config_from_dict(TrainConfig, state["train_config"])
+    # How a run is spread changes nothing of what it computes, so it may change on the way.
+    config = dataclasses.replace(config, parallel=request.typed.get("parallel", config.parallel))
+    _check_parallel(config, workers)
+    for name, value in request.typed.items():
+        if value != getattr(config, name):
+            raise UserError(
+                f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has "
+                f"{getattr(config, name)}; leave it out to go on, or start another run with --run or --overwrite"
+            )
+    plan = config_from_dict(Plan, state["plan"])
+    if plan.sequences % workers.world_size:
+        raise UserError(
+            f"the {plan.sequences} windows of a step of the run in {request.run_path} cannot be divided among "
+            f"{workers.world_size} processes; go on with a number of processes that divides {plan.sequences}"
+        )
+    torch.set_num_threads(plan.threads)
+    context_length = checkpoint.model_config.context_length
+    corpus = _prepare_corpus(config, context_length, checkpoint.tokenizer, workers, interruption)
+    if corpus.corpus_hash != state["corpus_hash"]:
+        raise UserError(
+            f"the corpus {config.data} has changed since the run in {request.run_path} began, so it cannot go on "
+            f"exactly; restore the text, or start another run with --run NAME --init {checkpoint.path}"
+        )
+    saved_torch = checkpoint.provenance.get("versions", {}).get("torch")
+    if saved_torch != str(torch.__version__):
+        _say(workers, f"notice      saved with torch {saved_torch}, going on with {torch.__version__}: not bit for bit")
+    _say(workers, f"resumed     {checkpoint.path} at step {state['progress']['step']:,} of {plan.n_steps:,}")
+    return _Prepared(corpus, checkpoint.model_config, config, plan, checkpoint)
+
+
+def _train(
+    request: Request,
+    prepared: _Prepared,
+    run_folder: RunFolder,
+    resumed: Checkpoint | None,
+    workers: Workers,
+    interruption: Interruption,
+) -> None:
+    torch.manual_seed(prepared.train_config.seed)
+    if prepared.initial is None:
+        model = GPT(prepared.model_config)
+    else:
+        model = prepared.initial.build_model()
+    sampler = Sampler(model.train(), prepared.corpus, prepared.train_config, run_folder.samples_path, workers)
+    trainer = Trainer(
+        model,
+        prepared.corpus,
+        prepared.train_config,
+        prepared.plan,
+        run_folder,
+        workers=workers,
+        interruption=interruption,
+        provenance=_provenance(request, prepared),
+        show_sample=sampler.show,
+    )
+    if resumed is not None:
+        assert resumed.training_state is not None
+        trainer.load_training_state(resumed.training_state)
+    interruption.defer()
+    try:
+        done = trainer.run()
+    except InterruptedRunError as error:
+        again = shlex.join([*request.command, *([] if request.resume else ["--resume"])])
+        error.args = (f"{error}; go on with: {again}",)
+        raise
+    # The others wait: torchrun expects all processes to end at about the same time.
+    _say(workers, *workers.on_main(lambda: summary_lines(prepared.corpus, run_folder, done, sampler.prompt)))
+    if prepared.train_config.steps is None and not request.resume:
+        repeat = [*_without_length(request.command), "--steps", str(prepared.plan.n_steps)]
+        _say(workers, f"repeat      {shlex.join(repeat)}")
+
+
+def _without_length(command: list[str]) -> list[str]:
+    """The command without --minutes, which --steps replaces."""
+    kept, skip = [], False
+    for word in command:
+        if not skip and not word.startswith("--minutes"):
+            kept.append(word)
+        skip = word == "--minutes"
+    return kept
+
+
+def _provenance(request: Request, prepared: _Prepared) -> dict[str, Any]:
+    corpus = prepared.corpus
+    return {
+        "corpus": corpus.name,
+        "corpus_hash": corpus.corpus_hash,
+        "corpus_bytes": corpus.corpus_bytes,
+        "training_tokens": corpus.n_training_tokens,
+        "command": shlex.join(request.command),
+        "started_from": None if prepared.initial is None else prepared.initial.sha256,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "tiktoken": version("tiktoken"),
+            "tokenizers": version("tokenizers"),
+        },
+    }

@@ -1,0 +1,50 @@
+"""What a finished run leaves behind and says: the loss plot, the result beside plain counting, the next command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from command_line import MissingPackageError
+from data.prepare import PreparedCorpus
+from training.counting import counting_bits_per_byte
+from training.plots import plot_loss
+from training.run_state import RunFolder
+from training.trainer import RunProgress
+
+COUNTING_LIMIT_BYTES = 5_000_000
+"""Corpora up to this size are also scored by the counting n-gram, which holds its counts in memory."""
+
+
+def summary_lines(corpus: PreparedCorpus, run_folder: RunFolder, done: RunProgress, prompt: str) -> list[str]:
+    """Draw the loss plot and say what came out, one fact a line."""
+    lines = [f"trained     {done.step:,} steps in {done.training_seconds:,.0f} s"]
+    if done.best_step:
+        lines.append(
+            f"best        step {done.best_step:,}: validation loss {done.best_loss:.4f} nats per token, "
+            f"{done.best_bits_per_byte:.4f} bits per byte"
+        )
+        if corpus.corpus_bytes <= COUNTING_LIMIT_BYTES:
+            counting = counting_bits_per_byte(corpus.training_documents(), corpus.validation_documents())
+            lines.append(
+                f"            your GPT {done.best_bits_per_byte:.2f} · counting {counting.order}-gram "
+                f"{counting.bits_per_byte:.2f} bits per byte"
+            )
+    files = [run_folder.best_path, run_folder.samples_path, run_folder.metrics_path]
+    image = run_folder.path / "loss.png"
+    try:
+        if done.step:
+            plot_loss(run_folder.metrics_path, image, best_step=done.best_step)
+            files.append(image)
+    except MissingPackageError as error:
+        lines.append(f"no plot     {error}")
+    lines.append("files       " + ", ".join(str(_short(path)) for path in files if path.exists()))
+    checkpoint = _short(run_folder.best_path)
+    lines.append(
+        f"generate    python generate.py --checkpoint {shlex.quote(str(checkpoint))} --prompt {shlex.quote(prompt)}"
+    )
+    return lines
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,147 @@
+"""Teach a small network to tell your texts apart, so that it can steer a GPT: `generate.py --discriminator FILE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from command_line import ArgumentParser, MissingPackageError, UserError, add_options, given_options, run_program
+from training.discriminator_config import DiscriminatorConfig
+
+if TYPE_CHECKING:
+    from data.tokenizers.base import Tokenizer
+    from model.discriminator import Discriminator
+    from training.discriminator_trainer import HeldOutQuality
+    from training.labels import LabelledTexts
+
+EXAMPLES = """examples:
+  python -m training.train_discriminator --desired data/tales/en/gloomy.txt --undesired data/tales/en/bright.txt
+  python -m training.train_discriminator --rule training/attributes.py:asks_a_question --samples 2000
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """All flags of training.train_discriminator."""
+    parser = ArgumentParser(prog="python -m training.train_discriminator", description=__doc__, epilog=EXAMPLES)
+    add_options(parser, DiscriminatorConfig, "discriminator")
+    return parser
+
+
+def main() -> None:
+    """Flags → config → labelled texts → discriminator, its report on stderr, its file's name on stdout."""
+    config = DiscriminatorConfig(**given_options(build_parser().parse(), DiscriminatorConfig))
+
+    from model.checkpoint import newest_run_checkpoint
+
+    language_model = Path(config.checkpoint) if config.checkpoint else newest_run_checkpoint(Path("checkpoints"))
+    if config.output is not None:
+        _check_output(Path(config.output), config.overwrite)
+    print(run(config, language_model, shlex.join(["python", "-m", "training.train_discriminator", *sys.argv[1:]])))
+
+
+def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path:
+    """Train as the config says and save; returns the file. Everything a user can cause is a UserError."""
+    import torch
+
+    from generation.text_generator import TextGenerator
+    from training.discriminator_trainer import build_discriminator, train_discriminator
+    from training.labels import label_by_rule, read_labelled_texts
+
+    generator = TextGenerator.load(language_model, config.device, "fp32", notify=_say)
+    if config.rule is not None:
+        _say(f"sampling    {config.samples:,} texts of at most {config.sample_tokens} tokens from {language_model}")
+        texts = label_by_rule(config, generator)
+    else:
+        texts = read_labelled_texts(config, generator.tokenizer)
+    output = Path(config.output or Path("checkpoints", "discriminators", f"{texts.labels[0]}.pt"))
+    _check_output(output, config.overwrite)
+    shares = ", ".join(f"{label} {share:.1%}" for label, share in zip(texts.labels, texts.shares, strict=True))
+    n_held_out = len(texts.tuning) + len(texts.held_out)
+    _say(f"texts       {len(texts.training):,} to learn from, {n_held_out:,} held out: {shares}")
+    torch.manual_seed(config.seed)
+    body = generator.model if config.init else None
+    discriminator = build_discriminator(config, generator.tokenizer.vocab_size, len(texts.labels), body)
+    discriminator.to(generator.model.token_embedding.weight.device)
+    quality = train_discriminator(discriminator, texts, config, _say)
+    _report(quality)
+    _save(output, discriminator, generator.tokenizer, texts, quality, command)
+    _plot(Path(config.plot or output.with_suffix(".png")), quality, texts)
+    return output
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already; replace it with --overwrite, or name another file with --output")
+    if path.suffix != ".pt":
+        raise UserError(f"--output must be the name of a .pt file, but is {str(path)!r}")
+
+
+def _report(quality: HeldOutQuality) -> None:
+    from training.calibration import quality_table
+
+    _say("held-out texts that neither training nor calibration has seen:")
+    rows = [*quality.by_length, quality.all_prefixes, quality.whole_texts]
+    for line in quality_table([*rows, *([quality.fast] if quality.fast else [])]):
+        _say(line)
+    _say(f"epoch {quality.best_epoch} was the best; its logits were multiplied by {quality.sharpness:.2f} to be honest")
+
+
+def _save(
+    path: Path,
+    discriminator: Discriminator,
+    tokenizer: Tokenizer,
+    texts: LabelledTexts,
+    quality: HeldOutQuality,
+    command: str,
+) -> None:
+    import torch
+
+    from data.tokenizers.registry import tokenizer_hash
+    from model import durable_files
+    from model.checkpoint import save_checkpoint
+    from model.discriminator import KIND
+
+    durable_files.make_folder(path.parent)
+    save_checkpoint(
+        path,
+        model_config=discriminator.config,
+        state_dict=discriminator.state_dict(),
+        tokenizer=tokenizer.state(),
+        provenance={
+            "labels": texts.labels,
+            "label_shares": texts.shares,
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "training_texts": len(texts.training),
+            "held_out": dataclasses.asdict(quality),
+            "command": command,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "tiktoken": version("tiktoken"),
+                "tokenizers": version("tokenizers"),
+            },
+        },
+        kind=KIND,
+    )
+
+
+def _plot(path: Path, quality: HeldOutQuality, texts: LabelledTexts) -> None:
+    from training.calibration import plot_qualities
+
+    try:
+        plot_qualities(quality.by_length, path, " / ".join(texts.labels))
+    except MissingPackageError as error:
+        _say(f"note: no picture: {error}")
+
+
+if __name__ == "__main__":
+    run_program(main)
