@@ -1,0 +1,174 @@
+"""What the user may ask of this room, as frozen dataclasses: how text is drawn, and what `generate.py` shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from command_line import UserError, check_options, option
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+"""Where train.py puts its runs."""
+
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen and when a text ends; raises UserError for a value out of range."""
+
+    max_new_tokens: int = option(200, "tokens to generate at most", at_least=0, at_most=10**9, group="length")
+    min_new_tokens: int = option(0, "no end of text before this many tokens", at_least=0, at_most=10**9)
+    stop: tuple[str, ...] = option((), "end the text before this string; may be given several times", metavar="TEXT")
+    keep_stop: bool = option(False, "leave the stop string in the text")
+    max_sentences: int | None = option(None, "end the text after this many sentences (default: no limit)", at_least=1)
+    max_lines: int | None = option(None, "end the text after this many lines (default: no limit)", at_least=1)
+    force_end: bool = option(False, "let the last of --max-new-tokens be the end of text")
+    length_decay: float = option(
+        1.0, "makes the end of text more probable by this factor with every token; 1: never", at_least=1, at_most=100
+    )
+    length_decay_start: int = option(0, "new tokens before --length-decay begins", at_least=0, at_most=10**9)
+    time_limit_seconds: float | None = option(None, "end the text after this time (default: no limit)", above=0)
+
+    temperature: float = option(
+        0.8,
+        "divides the logits: below 1 sharper, above 1 flatter, 0: always the most probable token",
+        at_least=0,
+        group="chance",
+    )
+    top_k: int | None = option(None, "keep only the k most probable tokens (default: all)", at_least=1)
+    top_p: float = option(1.0, "keep the most probable tokens that together reach this probability", above=0, at_most=1)
+    min_p: float = option(
+        0.0, "keep tokens with at least this share of the best one's probability", at_least=0, at_most=1
+    )
+    typical_p: float = option(
+        1.0, "keep the tokens of typical surprise that reach this probability", above=0, at_most=1
+    )
+    epsilon_cutoff: float = option(0.0, "drop tokens below this probability", at_least=0, below=1)
+    eta_cutoff: float = option(
+        0.0, "drop tokens below this probability, and lower ones where the model is uncertain", at_least=0, below=1
+    )
+    seed: int = option(0, "the same seed draws the same text", at_least=0, at_most=2**63 - 1)
+    num_samples: int = option(1, "texts to draw for each prompt", at_least=1, at_most=10**6)
+    batch_size: int = option(64, "texts to draw side by side; does not change them", at_least=1, at_most=2**16)
+
+    repetition_penalty: float = option(
+        1.0, "above 1: less of what has occurred (divides the logits)", at_least=0.01, at_most=100, group="repetition"
+    )
+    presence_penalty: float = option(
+        0.0, "subtracted from the logits of what has occurred", at_least=-1000, at_most=1000
+    )
+    frequency_penalty: float = option(0.0, "subtracted for each occurrence", at_least=-1000, at_most=1000)
+    penalty_window: int | None = option(None, "newest tokens that penalties count (default: all)", at_least=1)
+    penalty_scope: Literal["all", "new"] = option("all", "count prompt and new tokens, or only the new ones")
+    no_repeat_ngram: int | None = option(None, "never write the same n tokens twice", at_least=1, at_most=10**6)
+
+    ban_text: tuple[str, ...] = option(
+        (), "never write this text, nor capitalised; may be given several times", metavar="TEXT", group="bans"
+    )
+    ban_first: tuple[Literal["digits", "letters", "uppercase", "lowercase", "punctuation"], ...] = option(
+        (), "kind of character that must not come first; may be given several times"
+    )
+    suppress_tokens: tuple[int, ...] = option(
+        (), "never draw the token of this id; may be given several times", at_least=0, metavar="ID"
+    )
+    logit_bias: tuple[str, ...] = option(
+        (), "add X to the logit of token ID; may be given several times", metavar="ID:X"
+    )
+
+    cache: Literal["window", "exact", "rolling"] = option(
+        "window",
+        "when the context is full: window keeps its newest half, exact recomputes it for every token (slow), rolling "
+        "drops the oldest token (rotary positions only)",
+        group="machine",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for flag, texts in (("--stop", self.stop), ("--ban-text", self.ban_text)):
+            if "" in texts:
+                raise UserError(f"{flag} must be a text of at least one character, but is empty; leave it out")
+        for entry in self.logit_bias:
+            parse_logit_bias(entry)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"--min-new-tokens ({self.min_new_tokens}) must not be above --max-new-tokens ({self.max_new_tokens})"
+            )
+
+
+def parse_logit_bias(entry: str) -> tuple[int, float]:
+    """Token id and number of an `ID:X`; raises UserError when it is none."""
+    match = re.fullmatch(r"([0-9]{1,9}):([+-]?[0-9]{1,6}(\.[0-9]*)?)", entry, re.ASCII)
+    if match is None:
+        raise UserError(f"--logit-bias must be a token id and a number such as 42:-1.5, but is {entry!r}")
+    return int(match[1]), float(match[2])
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """Which model to use, and on what."""
+
+    checkpoint: str | None = option(None, "checkpoint file (default: the newest run's best.pt)", metavar="FILE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", metavar="NAME")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of the weights; auto: fp32 on a CPU")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What `generate.py` is asked to do, besides how to sample."""
+
+    prompt: tuple[str, ...] = option(
+        (),
+        "text to continue; may be given several times; - reads standard input (default: begin a new text)",
+        metavar="TEXT",
+        group="prompt",
+    )
+    processor: tuple[str, ...] = option(
+        (),
+        "logits processor of your own, PATH.py:Class or PATH.py:Class(name=value, ...); may be given several times",
+        metavar="PATH.py:CLASS",
+        group="extensions",
+    )
+    criterion: tuple[str, ...] = option(
+        (), "stopping criterion of your own, written like --processor", metavar="PATH.py:CLASS"
+    )
+    info: bool = option(False, "print the checkpoint's card and stop", group="what to show")
+    show_next: int | None = option(None, "print the N most probable next tokens and stop", at_least=1, at_most=10**6)
+    explain: bool = option(False, "print how each token was chosen, and with --json put it into `steps`")
+    alternatives: int = option(5, "tokens that --explain lists beside the drawn one", at_least=1, at_most=10**6)
+    plot: str | None = option(
+        None, "draw the next token's distribution at several temperatures and stop", metavar="FILE.png"
+    )
+    json: bool = option(False, "print one JSON object a line, one line a sample")
+    interactive: bool = option(False, "a prompt to write texts together; /help lists its commands")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.prompt.count("-") > 1:
+            raise UserError("--prompt - reads all of standard input, so it can be given only once")
+        if self.plot is not None and not self.plot.lower().endswith(PLOT_FORMATS):
+            raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """How texts are spoken (pyttsx3)."""
+
+    speak: bool = option(False, "speak the text, sentence by sentence while it streams", group="speech")
+    speak_to: str | None = option(None, "speak the text into a sound file", metavar="FILE.wav")
+    speech_rate: int = option(170, "words per minute", at_least=40, at_most=500)
+    speech_volume: float = option(1.0, "loudness, from 0 (silent) to 1 (full)", at_least=0, at_most=1)
+    voice: str | None = option(
+        None, "name or part of the name of a voice (default: by the text's language)", metavar="NAME"
+    )
+    list_voices: bool = option(False, "print the voices of this machine and stop")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.speak_to is not None and not self.speak_to.lower().endswith(".wav"):
+            raise UserError(f"--speak-to must name a file that ends in .wav, but is {self.speak_to!r}")

@@ -1,0 +1,168 @@
+"""Discriminators at work: loaded for one language model, and kept in step with the rows of a batch."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from command_line import UserError, closest
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
+from generation.guidance import Guidance, Guide
+from generation.guidance_config import GuidanceConfig
+from generation.logits_processors.row_history import row_lengths
+from model.checkpoint import load_checkpoint
+from model.discriminator import CandidateView, Discriminator, discriminator_from_checkpoint, log_odds
+from model.kv_cache import NO_TOKEN, KVCache
+
+
+def text_start(tokenizer: Tokenizer) -> int:
+    """The token that a discriminator sees before every text, in training as in decoding."""
+    return tokenizer.end_of_text if tokenizer.begin_of_text is None else tokenizer.begin_of_text
+
+
+def load_guide(
+    spec: str, strength: float, tokenizer: Tokenizer, device: torch.device | str = "cpu", *, fast: bool = False
+) -> Guide:
+    """A guide from `FILE` (towards its first label) or `FILE:LABEL`.
+
+    Raises CheckpointError for an unusable file, UserError for an unknown label, another tokenizer than `tokenizer`, or
+    `fast` where the discriminator was trained without that head.
+    """
+    path, label = _split_spec(spec)
+    checkpoint = load_checkpoint(path, str(device))
+    discriminator, labels = discriminator_from_checkpoint(checkpoint)
+    if label is not None and label not in labels:
+        raise UserError(
+            f"--discriminator {spec!r}: the labels of {path} are {', '.join(labels)}, not {label!r}"
+            f"{closest(label, labels)}"
+        )
+    own = tokenizer_from_state(checkpoint.tokenizer)
+    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"{path} was trained for another tokenizer ({own.name}, {own.vocab_size} tokens) than the language model's "
+            f"({tokenizer.name}, {tokenizer.vocab_size} tokens); train it with --checkpoint and this language model"
+        )
+    if fast and discriminator.next_token_vectors is None:
+        raise UserError(
+            f"{path} was trained without the head of the fast mode; use --guidance-mode exact, or train it again with "
+            "--next-token-rank above 0"
+        )
+    number = 0 if label is None else labels.index(label)
+    scorer = DiscriminatorScorer(discriminator, number, text_start(tokenizer), name=labels[number], fast=fast)
+    return Guide(scorer, strength)
+
+
+def build_guidance(config: GuidanceConfig, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> list[Guidance]:
+    """The one processor that the flags ask for, or none; raises what `load_guide` raises."""
+    pairs = zip(config.discriminator, config.strengths, strict=True)
+    fast = config.guidance_mode == "fast"
+    guides = [load_guide(spec, strength, tokenizer, device, fast=fast) for spec, strength in pairs]
+    return [Guidance(guides, config.guidance_candidates)] if guides else []
+
+
+def _split_spec(spec: str) -> tuple[Path, str | None]:
+    path, separator, label = spec.rpartition(":")
+    if not separator or Path(spec).exists() or not path.endswith(".pt"):
+        return Path(spec), None
+    return Path(path), label
+
+
+class DiscriminatorScorer:
+    """Scores candidates behind the rows of a batch; the prefixes stay in a cache that grows by a token a step.
+
+    What is cached never has any influence on the scores: rows that do not continue those of the last call are read
+    anew. Of a text longer than the context it sees the newest part, whose beginning depends on the length alone.
+
+    `fast` guesses all candidates from the prefix in one small product; otherwise each goes through the whole network.
+    """
+
+    def __init__(self, discriminator: Discriminator, label: int, start: int, *, name: str, fast: bool = False) -> None:
+        self.name = name
+        self._fast = fast
+        self._discriminator = discriminator
+        self._label = label
+        self._start = start
+        self._context_length = discriminator.config.context_length
+        self._cache: KVCache | None = None
+        self._texts = torch.empty(0, 0, dtype=torch.int64)
+        self._view: CandidateView | None = None
+        self._hidden = torch.empty(0)
+        """Of the last token of every row (B, C); up to date in the fast mode only."""
+
+    @torch.inference_mode()
+    def log_odds(self, token_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
+        """See `CandidateScorer`."""
+        texts, lengths = self._with_start(token_ids, row_lengths(token_ids, prompt_lengths))
+        cache = self._follow(texts, lengths)
+        # A language model may have more ids than its tokenizer; those stand for no text and are banned before.
+        known = candidates.clamp(max=self._discriminator.config.vocab_size - 1)
+        if self._fast:
+            class_logits = self._discriminator.next_token_logits(self._hidden, known)
+        else:
+            self._view = CandidateView(cache)
+            class_logits = self._discriminator(known, self._view)  # (B, k, L)
+        return log_odds(class_logits, self._label)
+
+    def _with_start(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows with the start token before those that have none, (B, 1 + T) with −1 behind, and their lengths."""
+        edge = token_ids.new_full((len(token_ids), 1), NO_TOKEN)
+        has_start = token_ids[:, :1] == self._start
+        shifted = torch.cat((torch.full_like(edge, self._start), token_ids), dim=1)
+        texts = torch.where(has_start, torch.cat((token_ids, edge), dim=1), shifted)
+        return texts, lengths + ~has_start.squeeze(1)
+
+    def _follow(self, texts: Tensor, lengths: Tensor) -> KVCache:
+        """The cache behind exactly these texts (B, T) of these lengths (B,)."""
+        counts = lengths.tolist()
+        starts = [self._window_start(count) for count in counts]
+        previous, self._texts = self._texts, texts
+        if self._cache is not None and starts == [self._window_start(count - 1) for count in counts]:
+            rows = _rows_before(previous, texts, lengths)
+            if rows is not None:
+                self._extend(self._cache, rows, texts.gather(1, (lengths - 1).unsqueeze(1)))
+                return self._cache
+        self._cache = KVCache(self._discriminator.config, len(counts), device=texts.device)
+        visible = [texts[row, start:count] for row, (start, count) in enumerate(zip(starts, counts, strict=True))]
+        window = pad_sequence(visible, batch_first=True, padding_value=NO_TOKEN)
+        hidden = self._discriminator.hidden_states(window, self._cache)  # (B, T, C)
+        last = torch.tensor(self._cache.lengths, device=texts.device) - 1
+        self._hidden = hidden[torch.arange(len(last), device=texts.device), last]
+        return self._cache
+
+    def _window_start(self, length: int) -> int:
+        """The first token seen of a text of this length, such that one candidate still fits into the context.
+
+        A step of half a context at a time, so that a text is read anew once in half a context.
+        """
+        step = max(1, self._context_length // 2)
+        return max(0, -(-(length + 1 - self._context_length) // step)) * step
+
+    def _extend(self, cache: KVCache, rows: list[int], newest: Tensor) -> None:
+        """Go on with the given rows and their newest tokens (B, 1)."""
+        if rows == list(range(cache.batch_size)) and self._view is not None:
+            is_newest = self._view.candidates == newest  # (B, k)
+            if is_newest.any(dim=1).all():
+                self._view.take(is_newest.int().argmax(dim=1))
+                return
+        else:
+            cache.keep_rows(rows)
+        self._hidden = self._discriminator.hidden_states(newest, cache)[:, -1]
+
+
+def _rows_before(previous: Tensor, texts: Tensor, lengths: Tensor) -> list[int] | None:
+    """For each text (B, T) the row of `previous` that it continues by one token; None when there is none for some.
+
+    Equal rows have equal caches, so any of them will do.
+    """
+    width = max(previous.shape[1], texts.shape[1])
+    previous = F.pad(previous, (0, width - previous.shape[1]), value=NO_TOKEN)
+    before = F.pad(texts, (0, width - texts.shape[1]), value=NO_TOKEN)
+    positions = torch.arange(width, device=texts.device)
+    before = before.masked_fill(positions >= (lengths - 1).unsqueeze(1), NO_TOKEN)
+    if torch.equal(before, previous):
+        return list(range(len(texts)))
+    same = (before.unsqueeze(1) == previous).all(dim=-1)  # (B, rows before)
+    return same.int().argmax(dim=1).tolist() if bool(same.any(dim=1).all()) else None

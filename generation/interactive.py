@@ -1,0 +1,187 @@
+"""A prompt to write texts together with the model: `python generate.py --interactive`."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from command_line import ArgumentParser, UserError, add_options, closest, flag_name, given_options
+from generation.config import SamplingConfig
+from generation.decoding import Piece
+from generation.inspection import Colours, format_trace
+from generation.logits_processors.base import LogitsProcessor
+from generation.output import notify, write_text
+from generation.stopping import StoppingCriterion
+from generation.text_generator import TextGenerator
+
+HELP = """\
+Write something and the model goes on; it sees the whole text so far. A line that ends in \\ goes on in the next one.
+  /retry              another continuation of the last text
+  /clear              begin a new text
+  /text               show the whole text so far
+  /explain            show how each token of the last continuation was chosen
+  /settings           show the settings
+  /temperature 0.8    change a setting (any sampling option of generate.py); /temperature default resets it
+  /help, /quit        Ctrl-C stops a continuation, Ctrl-D quits"""
+
+COMMANDS = ("retry", "clear", "text", "explain", "settings", "help", "quit")
+N_ALTERNATIVES = 5
+
+Write = Callable[[str], object]
+
+
+class Session:
+    """One conversation: the text so far, the settings, and what the user's lines do to them."""
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        sampling: SamplingConfig,
+        *,
+        processors: Sequence[LogitsProcessor] = (),
+        criteria: Sequence[StoppingCriterion] = (),
+        write: Write = write_text,
+    ) -> None:
+        self.generator = generator
+        self.sampling = dataclasses.replace(sampling, num_samples=1)
+        self.text = ""
+        self._processors = processors
+        self._criteria = criteria
+        self._write = write
+        self._before_reply = ""
+        self._n_retries = 0
+        self._pieces: list[Piece] = []
+        self._settings = ArgumentParser(prog="/help", add_help=False)
+        add_options(self._settings, SamplingConfig, "settings", skip=("num_samples", "batch_size"))
+
+    def handle(self, line: str) -> bool:
+        """Do what a line asks for; returns whether the session goes on. Raises UserError for a wrong command."""
+        if line.startswith("/"):
+            return self._command(*line[1:].partition(" ")[::2])
+        # Earlier turns stay in the prompt, each on lines of its own.
+        self._before_reply = f"{self.text}\n{line}" if self.text else line
+        self._n_retries = 0
+        self._reply()
+        return True
+
+    def _command(self, name: str, value: str) -> bool:
+        if name == "quit":
+            return False
+        if name == "retry":
+            self._n_retries += 1
+            self._reply()
+        elif name == "clear":
+            self.text = self._before_reply = ""
+        elif name == "text":
+            self._write(self.text + "\n")
+        elif name == "explain":
+            self._write(self._explanation() + "\n")
+        elif name == "settings":
+            self._write(self._describe_settings() + "\n")
+        elif name == "help":
+            self._write(HELP + "\n")
+        else:
+            self._set(name, value.strip())
+        return True
+
+    def _reply(self) -> None:
+        """Stream a continuation; Ctrl-C ends it and keeps what there is."""
+        self.text, self._pieces = self._before_reply, []
+        # A retry draws the same step with other random numbers: those of the next seed.
+        sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed + self._n_retries) % 2**63)
+        try:
+            for piece in self._stream(sampling):
+                self._pieces.append(piece)
+                self._write(piece.text)
+                self.text += piece.text
+        except KeyboardInterrupt:
+            self._write(" (stopped)")
+        self._write("\n")
+
+    def _stream(self, sampling: SamplingConfig) -> Iterable[Piece]:
+        return self.generator.stream(
+            self._before_reply,
+            sampling,
+            processors=self._processors,
+            criteria=self._criteria,
+            n_alternatives=N_ALTERNATIVES,
+        )
+
+    def _explanation(self) -> str:
+        if not self._pieces:
+            return "there is no continuation yet"
+        colours = Colours(sys.stdout.isatty())
+        order = str(self.generator.build_chain(self.sampling, self._processors))
+        traces = [
+            format_trace(piece, step, self.generator.tokenizer, colours)
+            for step, piece in enumerate(self._pieces, start=1)
+            if piece.trace is not None
+        ]
+        return "\n".join([f"order of processors: {order}", *traces])
+
+    def _set(self, name: str, value: str) -> None:
+        field_name = name.replace("-", "_")
+        fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SamplingConfig)}
+        if field_name not in fields:
+            known = [*COMMANDS, *(flag_name(field)[2:] for field in fields)]
+            raise UserError(f"unknown command /{name}{closest(name, known)}; /help lists them")
+        if not value:
+            self._write(f"{name} {getattr(self.sampling, field_name)}\n")
+        elif value == "default":
+            self.sampling = dataclasses.replace(self.sampling, **{field_name: fields[field_name]})
+        else:
+            self.sampling = dataclasses.replace(self.sampling, **self._parse(name, value))
+
+    def _parse(self, name: str, value: str) -> dict[str, Any]:
+        """The new value of a setting, with the checks that its flag has."""
+        is_switch = isinstance(getattr(self.sampling, name.replace("-", "_")), bool)
+        if is_switch and value not in ("on", "off"):
+            raise UserError(f"/{name} must be on or off, but is {value!r}")
+        words = [f"--{name}" if value == "on" else f"--no-{name}"] if is_switch else [f"--{name}={value}"]
+        return given_options(self._settings.parse(words), SamplingConfig)
+
+    def _describe_settings(self) -> str:
+        values = {field.name: getattr(self.sampling, field.name) for field in dataclasses.fields(SamplingConfig)}
+        defaults = SamplingConfig()
+        lines = [
+            f"{flag_name(name)[2:]:20} {value}{'' if value == getattr(defaults, name) else '  (changed)'}"
+            for name, value in values.items()
+        ]
+        return "\n".join(lines)
+
+
+def run_session(session: Session, read_line: Callable[[str], str] = input) -> None:
+    """Read lines until /quit or Ctrl-D; a mistake is told in one line and costs nothing."""
+    _enable_history()
+    notify("/help lists the commands, Ctrl-D quits")
+    while True:
+        try:
+            line = _read(read_line)
+            if line.strip() and not session.handle(line):
+                return
+        except UserError as error:
+            notify(str(error))
+        except KeyboardInterrupt:
+            write_text("\n")
+            notify("Ctrl-D or /quit leaves")
+        except EOFError:
+            write_text("\n")
+            return
+
+
+def _read(read_line: Callable[[str], str]) -> str:
+    """One entry of the user: a line, and those after it as long as a line ends in a backslash."""
+    lines = [read_line("> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(read_line("… "))
+    return "\n".join(lines)
+
+
+def _enable_history() -> None:
+    """Arrow keys bring earlier lines back, where Python has readline (not on Windows, whose console does so itself)."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_history_length(1000)

@@ -1,0 +1,131 @@
+"""What `generate.py` does once its flags are read: continue texts, or show, plot, explain, speak, converse."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import UserError
+from generation import reports
+from generation.config import GenerateConfig, LoadConfig, SamplingConfig, SpeechConfig
+from generation.decoding import Piece
+from generation.discriminators import build_guidance
+from generation.extensions import load_extension
+from generation.guidance_config import GuidanceConfig
+from generation.inspection import next_tokens
+from generation.interactive import Session, run_session
+from generation.logits_processors.base import LogitsProcessor
+from generation.output import notify, write_samples, write_text
+from generation.plots import plot_next_token
+from generation.speech import Speaker, speak_to_file
+from generation.stopping import StoppingCriterion
+from generation.text_generator import TextGenerator
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that the user asked for."""
+
+    checkpoint: Path
+    prompts: list[str]
+    load: LoadConfig
+    config: GenerateConfig
+    guidance: GuidanceConfig
+    sampling: SamplingConfig
+    speech: SpeechConfig
+
+
+class Program:
+    """One model and one request; `run` chooses the mode."""
+
+    def __init__(self, request: Request) -> None:
+        load = request.load
+        self.request = request
+        self.generator = TextGenerator.load(request.checkpoint, load.device, load.precision, notify=notify)
+        tokenizer = self.generator.tokenizer
+        self.processors: list[LogitsProcessor] = [
+            load_extension("--processor", text, tokenizer) for text in request.config.processor
+        ]
+        device = self.generator.model.token_embedding.weight.device
+        self.processors += build_guidance(request.guidance, tokenizer, device)
+        self.criteria: list[StoppingCriterion] = [
+            load_extension("--criterion", text, tokenizer) for text in request.config.criterion
+        ]
+
+    def run(self) -> None:
+        """Do what was asked for."""
+        config = self.request.config
+        if config.show_next is not None:
+            self._show_next(config.show_next)
+        elif config.plot is not None:
+            plot_next_token(self.generator, self.request.prompts[0], Path(config.plot), self.request.sampling.top_k)
+            notify(f"the picture is in {config.plot}")
+        elif config.interactive:
+            session = Session(self.generator, self.request.sampling, processors=self.processors, criteria=self.criteria)
+            run_session(session)
+        elif config.json:
+            self._write_json()
+        else:
+            self._write_texts()
+
+    def _show_next(self, n: int) -> None:
+        for prompt in self.request.prompts:
+            found = next_tokens(self.generator, prompt, n, self.request.sampling, self.processors)
+            reports.print_next_tokens(found, self.generator, as_json=self.request.config.json)
+
+    def _write_json(self) -> None:
+        results = self.generator.generate(
+            self.request.prompts,
+            self.request.sampling,
+            processors=self.processors,
+            criteria=self.criteria,
+            n_alternatives=self._n_alternatives,
+        )
+        for result in results:
+            reports.print_json_sample(result, self.generator, self.request.sampling, self._order)
+
+    def _write_texts(self) -> None:
+        pieces = self._stream()
+        if self.request.config.explain:
+            pieces = iter(reports.explained(pieces, self.generator, self._order))
+        prompts, n_samples, speech = self.request.prompts, self.request.sampling.num_samples, self.request.speech
+        written: list[str] = []
+
+        def write(text: str) -> None:
+            write_text(text)
+            written.append(text)
+            if speaker is not None:
+                speaker.push(text)
+
+        speaker: Speaker | None = None
+        if speech.speak:
+            with Speaker(speech, notify) as speaker:
+                write_samples(pieces, prompts, n_samples, write)
+        else:
+            write_samples(pieces, prompts, n_samples, write)
+        if speech.speak_to is not None:
+            self._speak_to("".join(written), Path(speech.speak_to))
+
+    def _speak_to(self, text: str, path: Path) -> None:
+        try:
+            speak_to_file(text, path, self.request.speech)
+            notify(f"the speech is in {path}")
+        except UserError as error:
+            notify(f"no speech: {error}")
+
+    def _stream(self) -> Iterator[Piece]:
+        return self.generator.stream(
+            self.request.prompts,
+            self.request.sampling,
+            processors=self.processors,
+            criteria=self.criteria,
+            n_alternatives=self._n_alternatives,
+        )
+
+    @property
+    def _n_alternatives(self) -> int | None:
+        config = self.request.config
+        return config.alternatives if config.explain else None
+
+    @property
+    def _order(self) -> str:
+        return str(self.generator.build_chain(self.request.sampling, self.processors))

@@ -1,0 +1,69 @@
+"""What `generate.py` prints besides plain text: JSON lines, traces, tables of next tokens."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from command_line import config_to_dict
+from generation.config import SamplingConfig
+from generation.decoding import Piece
+from generation.inspection import Colours, NextTokens, format_next_tokens, format_trace, token_text
+from generation.output import json_line
+from generation.text_generator import Result, TextGenerator
+from generation.trace import Alternative, StepTrace
+
+
+def print_json_sample(result: Result, generator: TextGenerator, sampling: SamplingConfig, order: str) -> None:
+    """One sample as one JSON object on stdout: text, why it ended, tokens, and what is needed to draw it again."""
+    tokenizer = generator.tokenizer
+    values: dict[str, Any] = {
+        "prompt": result.prompt,
+        "text": result.text,
+        "reason": result.reason,
+        "sample": result.sample,
+        "seed": sampling.seed,
+        "token_ids": result.token_ids,
+        "tokens": [token_text(tokenizer, token) for token in result.token_ids],
+        "log_probabilities": result.log_probabilities,
+    }
+    if result.traces:
+        values["steps"] = [_json_step(trace, generator) for trace in result.traces]
+    values |= {
+        "processors": order,
+        "settings": config_to_dict(sampling),
+        "checkpoint_sha256": generator.checkpoint_sha256,
+    }
+    print(json_line(values), flush=True)
+
+
+def print_next_tokens(found: NextTokens, generator: TextGenerator, *, as_json: bool) -> None:
+    """The answer of `--show-next` on stdout, as a table or as one JSON object."""
+    if not as_json:
+        print(format_next_tokens(found, generator.tokenizer), flush=True)
+        return
+    tokens = [_json_alternative(token, generator) for token in found.tokens]
+    print(json_line({"prompt": found.prompt, "entropy": found.entropy, "next_tokens": tokens}), flush=True)
+
+
+def _json_step(trace: StepTrace, generator: TextGenerator) -> dict[str, Any]:
+    alternatives = [_json_alternative(token, generator) for token in trace.alternatives]
+    return {**dataclasses.asdict(trace), "alternatives": alternatives}
+
+
+def _json_alternative(token: Alternative, generator: TextGenerator) -> dict[str, Any]:
+    return {**dataclasses.asdict(token), "token": token_text(generator.tokenizer, token.token_id)}
+
+
+def explained(pieces: Iterable[Piece], generator: TextGenerator, order: str) -> list[Piece]:
+    """All pieces, after printing on stderr how each was chosen; so the text stands behind the explanations."""
+    colours = Colours(sys.stderr.isatty())
+    print(f"order of processors: {order}", file=sys.stderr)
+    shown: list[Piece] = []
+    steps: dict[int, int] = {}
+    for piece in pieces:
+        if piece.trace is not None:
+            step = steps[piece.sample] = steps.get(piece.sample, 0) + 1
+            print(format_trace(piece, step, generator.tokenizer, colours), file=sys.stderr)
+        shown.append(piece)
+    return shown
