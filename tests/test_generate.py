@@ -1,0 +1,349 @@
+"""`generate.py` as a user runs it: flags, streams, exit codes."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.tokenizers.characters import CharacterTokenizer
+from data.tokenizers.utf8_bytes import ByteTokenizer
+from model.checkpoint import save_checkpoint
+from model.config import ModelConfig
+from model.gpt import GPT
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "generate.py"
+
+
+def write_checkpoint(path: Path, tokenizer: Any) -> Path:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"context_length": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "positions": "rotary"}
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, **shape)
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    provenance = {"step": 7, "corpus": "made up"}
+    save_checkpoint(
+        path,
+        model_config=config,
+        state_dict=model.state_dict(),
+        tokenizer=tokenizer.state(),
+        provenance=provenance,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights over UTF-8 bytes."""
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", ByteTokenizer())
+
+
+@pytest.fixture
+def generate(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the script in this process; returns exit code, stdout and stderr."""
+
+    def run(*words: str, checkpoint: Path | None = checkpoint) -> tuple[int, str, str]:
+        chosen = ["--checkpoint", str(checkpoint)] if checkpoint else []
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *chosen, *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        captured = capfd.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run
+
+
+Generate = Callable[..., tuple[int, str, str]]
+
+
+def start(checkpoint: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Start the script as a process of its own."""
+    command = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), *words]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
+    )
+
+
+def test_prompt_and_continuation_go_to_stdout_and_nothing_else(generate: Generate) -> None:
+    code, out, err = generate("--prompt", "Hello", "--max-new-tokens", "30", "--temperature", "0")
+    assert (code, err) == (0, "")
+    assert out.startswith("Hello")
+    assert len(out) > len("Hello\n")
+    assert out.endswith("\n")
+
+
+def test_three_samples_are_the_same_texts_in_a_batch_and_one_by_one(generate: Generate) -> None:
+    flags = ["--prompt", "Once", "--top-k", "5", "--temperature", "0.8", "--stop", ".", "--num-samples", "3", "--json"]
+    together = [json.loads(line) for line in generate(*flags, "--seed", "1")[1].splitlines()]
+    one_by_one = [json.loads(line) for line in generate(*flags, "--seed", "1", "--batch-size", "1")[1].splitlines()]
+    assert [sample["text"] for sample in together] == [sample["text"] for sample in one_by_one]
+    assert len({sample["text"] for sample in together}) == 3
+
+
+def test_json_holds_what_a_program_needs(generate: Generate, checkpoint: Path) -> None:
+    _, out, _ = generate("--prompt", "a", "--prompt", "武", "--max-new-tokens", "5", "--seed", "9", "--json")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("a", "武")
+    assert first["text"] == ByteTokenizer().decode(first["token_ids"])
+    assert first["reason"] == "max_new_tokens"
+    assert len(first["log_probabilities"]) == 5
+    assert first["settings"]["seed"] == 9
+    assert checkpoint.read_bytes().endswith(first["checkpoint_sha256"].encode())
+
+
+def test_samples_of_several_prompts_come_out_whole_and_in_order(generate: Generate) -> None:
+    words = ["--prompt", "one", "--prompt", "two", "--num-samples", "2", "--max-new-tokens", "20"]
+    texts = [json.loads(line) for line in generate(*words, "--json")[1].splitlines()]
+    expected = "".join(sample["prompt"] + sample["text"].removesuffix("\n") + "\n" for sample in texts)
+    assert generate(*words)[1] == expected
+
+
+def test_the_same_seed_prints_the_same_bytes(generate: Generate) -> None:
+    runs = {generate("--prompt", "x", "--seed", "5")[1] for _ in range(5)}
+    assert len(runs) == 1
+
+
+def test_a_cropped_prompt_is_said_on_stderr(generate: Generate) -> None:
+    code, out, err = generate("--prompt", "x" * 160, "--max-new-tokens", "3")
+    assert code == 0
+    assert out.startswith("x" * 160)
+    assert err == ("note: the prompt has 160 tokens, but the model sees only 16 at once: the first 144 are left out\n")
+
+
+def test_an_empty_prompt_begins_a_new_text(generate: Generate) -> None:
+    assert generate("--prompt", "") == generate()
+
+
+def test_a_character_that_the_tokenizer_does_not_know_is_named(generate: Generate, tmp_path: Path) -> None:
+    small = write_checkpoint(tmp_path / "char.pt", CharacterTokenizer("abc"))
+    code, out, err = generate("--prompt", "ab武", checkpoint=small)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "武" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--temperature", "-1"], "--temperature must be a finite number at least 0, but is -1"),
+        (["--temperature", "nan"], "--temperature must be a finite number at least 0, but is 'nan'"),
+        (["--top-k", "0"], "--top-k must be a whole number at least 1, but is 0"),
+        (["--top-p", "1.5"], "--top-p must be"),
+        (["--max-new-tokens", "-1"], "--max-new-tokens must be"),
+        (["--stop", ""], "--stop must be a text of at least one character"),
+        (["--temprature", "1"], "unknown option '--temprature' (did you mean --temperature?)"),
+        (["--precision", "fp8"], "--precision must be one of auto, fp32, bf16, but is 'fp8'"),
+        (["--prompt", "-", "--prompt", "-"], "--prompt - reads all of standard input"),
+        (["--device", "tpu"], "--device must be one of auto, cpu"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(generate: Generate, words: list[str], expected: str) -> None:
+    code, out, err = generate(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
+def test_what_is_no_checkpoint_is_one_line_and_exit_code_3(generate: Generate, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"not a checkpoint")
+    for path in (other, tmp_path / "missing.pt"):
+        code, out, err = generate("--prompt", "a", checkpoint=path)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert str(path) in err
+
+
+def test_help_and_flag_errors_and_cards_never_load_torch(checkpoint: Path) -> None:
+    for words, code in ((["--help"], 0), (["--top-k", "x"], 2), (["--info"], 0)):
+        program = (
+            "import atexit, runpy, sys;"
+            "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr));"
+            f"sys.argv = [{str(SCRIPT)!r}, '--checkpoint', {str(checkpoint)!r}, *{words!r}];"
+            f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (code, "False"), done.stderr
+
+
+def test_info_prints_the_card(generate: Generate, checkpoint: Path) -> None:
+    code, out, err = generate("--info")
+    assert (code, err) == (0, "")
+    assert "corpus: made up" in out
+    card = json.loads(generate("--info", "--json")[1])
+    assert card["model_config"]["n_embd"] == 16
+    assert checkpoint.read_bytes().endswith(card["sha256"].encode())
+
+
+def test_info_of_a_damaged_checkpoint_is_exit_code_3(generate: Generate, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = bytearray(checkpoint.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(damaged)
+    assert generate("--info", checkpoint=path)[0] == 3
+
+
+def test_a_prompt_from_standard_input_loses_its_last_line_break(checkpoint: Path) -> None:
+    words = ["--prompt", "-", "--max-new-tokens", "0"]
+    process = start(checkpoint, *words)
+    out, err = process.communicate("Hällo\nWelt\n".encode(), timeout=60)
+    assert (process.returncode, out.decode(), err) == (0, "Hällo\nWelt\n", b"")
+
+
+def test_standard_input_that_is_not_utf8_is_named_with_its_byte(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stdin:
+        class buffer:  # noqa: N801
+            @staticmethod
+            def read() -> bytes:
+                return b"ab\xff"
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    code, _, err = generate("--prompt", "-")
+    assert (code, "not UTF-8 at byte 2" in err) == (2, True)
+
+
+def test_a_closed_pipe_is_no_error(checkpoint: Path) -> None:
+    with start(
+        checkpoint, "--prompt", "first line\n", "--temperature", "0", "--max-new-tokens", "100000000"
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"first line\n"
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == b""
+
+
+def test_a_terminal_without_unicode_shows_escapes_instead_of_failing(checkpoint: Path) -> None:
+    process = start(checkpoint, "--prompt", "武", "--max-new-tokens", "0", LC_ALL="C", PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, b"\\u6b66\n", b"")
+
+
+def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_130(checkpoint: Path) -> None:
+    process = start(checkpoint, "--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")
+    assert process.stdout is not None
+    shown = process.stdout.read(200)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert shown.startswith(b"go ")
+    assert (shown + out).endswith(b"\n")
+    assert err == b"generate.py: interrupted\n"
+
+
+def test_the_text_streams_while_it_is_drawn(checkpoint: Path) -> None:
+    process = start(checkpoint, "--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")
+    assert process.stdout is not None
+    deadline = time.monotonic() + 60
+    n_bytes = 0
+    while n_bytes < 1000 and time.monotonic() < deadline:
+        n_bytes += len(process.stdout.read(100))
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert n_bytes >= 1000
+
+
+def test_the_ten_next_tokens_are_a_table_for_every_prompt_and_json_on_request(generate: Generate) -> None:
+    words = ["--prompt", "a", "--prompt", "武", "--show-next", "10"]
+    code, out, err = generate(*words)
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("after")][1].startswith("after '武'")
+    assert len(out.splitlines()) == 2 * (2 + 10)
+    first, second = (json.loads(line) for line in generate(*words, "--json")[1].splitlines())
+    assert (first["prompt"], second["prompt"]) == ("a", "武")
+    assert len(second["next_tokens"]) == 10
+
+
+def test_explain_prints_every_step_on_stderr_and_the_text_on_stdout(generate: Generate) -> None:
+    words = ["--prompt", "a", "--max-new-tokens", "3", "--top-k", "4", "--seed", "2"]
+    code, out, err = generate(*words, "--explain")
+    assert (code, out) == (0, generate(*words)[1])
+    assert err.startswith("order of processors: temperature=0.8 → top_k=4\n")
+    assert err.count(" · step ") == 3
+    (sample,) = (json.loads(line) for line in generate(*words, "--explain", "--json")[1].splitlines())
+    assert [stage["name"] for stage in sample["steps"][0]["stages"]] == ["temperature=0.8", "top_k=4"]
+    assert len(sample["steps"]) == 3
+
+
+def test_a_plot_is_written_and_a_wrong_ending_refused_before_torch(generate: Generate, tmp_path: Path) -> None:
+    path = tmp_path / "next.png"
+    code, out, err = generate("--prompt", "a", "--plot", str(path))
+    assert (code, out, err) == (0, "", f"note: the picture is in {path}\n")
+    assert path.stat().st_size > 1000
+    code, _, err = generate("--plot", "picture.jpeg")
+    assert (code, "--plot must name a file that ends in .png or .svg or .pdf" in err) == (2, True)
+
+
+def test_a_processor_and_a_criterion_of_the_users_own_work_from_the_command_line(
+    generate: Generate, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.py"
+    path.write_text(
+        "class Never:\n"
+        "    stage = 'bans'\n"
+        "    def __init__(self, letters, tokenizer):\n"
+        "        self.banned = tokenizer.encode(letters)\n"
+        "    def __call__(self, token_ids, logits, prompt_lengths):\n"
+        "        logits = logits.clone()\n"
+        "        logits[:, self.banned] = float('-inf')\n"
+        "        return logits\n"
+        "class Three:\n"
+        "    reason = 'three'\n"
+        "    def __call__(self, token_ids, texts):\n"
+        "        return [len(row) == 3 for row in token_ids]\n"
+    )
+    words = ["--processor", f"{path}:Never(letters='xyz')", "--criterion", f"{path}:Three", "--json", "--prompt", "a"]
+    (sample,) = (json.loads(line) for line in generate(*words)[1].splitlines())
+    assert sample["processors"] == "Never → temperature=0.8"
+    assert (sample["reason"], len(sample["token_ids"])) == ("three", 3)
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_a_text_is_printed_and_spoken_into_a_file(generate: Generate, tmp_path: Path) -> None:
+    pytest.importorskip("pyttsx3", reason="pyttsx3 is not installed")
+    path = tmp_path / "out.wav"
+    words = ["--prompt", "A fox hello.", "--max-new-tokens", "0"]
+    assert generate(*words, "--speak-to", str(path)) == (
+        0,
+        "A fox hello.\n",
+        f"note: the speech is in {path}\n",
+    )
+    assert path.read_bytes().startswith(b"RIFF")
+
+
+def test_failing_speech_costs_a_line_and_never_the_text(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pyttsx3.py").write_text("def init():\n    raise OSError('no engine here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = generate("--prompt", "One. Two.", "--max-new-tokens", "0", "--speak", "--speak-to", "out.wav")
+    assert (code, out) == (0, "One. Two.\n")
+    assert err.splitlines() == ["note: no speech: OSError: no engine here"] * 2
+
+
+def test_an_interactive_session_answers_and_quits(checkpoint: Path) -> None:
+    with start(checkpoint, "--interactive", "--max-new-tokens", "5") as process:
+        out, err = process.communicate(b"/temperature 0\nhello\n/nonsense\n/quit\n", timeout=60)
+    assert process.returncode == 0
+    assert out.decode().startswith("> > ")
+    assert b"unknown command /nonsense" in err

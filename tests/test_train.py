@@ -1,0 +1,174 @@
+"""train.py as a user runs it: on a text of their own, again, and with every kind of mistake."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from command_line import UserError
+from data.prepare import prepare_corpus
+from model.config import ModelConfig
+from model.gpt import GPT
+from training import start
+
+PROJECT = Path(train.__file__).parent
+TINY_FLAGS = (
+    *("--tokenizer", "byte", "--context-length", 32, "--n-layer", 1, "--n-head", 2, "--n-embd", 16),
+    *("--bigram-rows", 32, "--batch-tokens", 128, "--precision", "fp32", "--threads", 1),
+    *("--sample-tokens", 8, "--sample-prompt", "the"),
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "my text.txt"
+    path.write_text("".join(f"the {word} is here. " for word in ("cat", "dog", "fox")) * 80, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run train.py's main in this process with its checkpoints under tmp_path; returns what it said on stderr."""
+    monkeypatch.setattr(train, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(start, "prepare_corpus", functools.partial(prepare_corpus, cache_folder=tmp_path / "tokens"))
+
+    def run(*flags: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])
+        train.main()
+        return capsys.readouterr().err
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_a_run_leaves_all_it_promises(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    said = run_train("--data", text, "--run", "mine", "--steps", 6, "--evaluate-every-steps", 3, *TINY_FLAGS)
+    folder = tmp_path / "checkpoints" / "mine"
+    for fact in ("corpus", "tokens/s measured", "bits per byte", "counting", "generate.py --checkpoint"):
+        assert fact in said
+    assert "\x1b" not in said  # not a terminal: no colours, no moving bar
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    samples = (folder / "samples.md").read_text(encoding="utf-8")
+    assert samples.count("## Step") == 2
+    assert "\n\nthe" in samples
+    loaded = torch.load(folder / "best.pt", weights_only=True)
+    GPT(ModelConfig(**loaded["model_config"])).load_state_dict(loaded["state_dict"])
+    assert loaded["provenance"]["corpus"] == "my text.txt"
+
+
+def test_resuming_a_finished_run_repeats_its_summary_and_trains_nothing(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ("--data", text, "--run", "mine", "--steps", 2, *TINY_FLAGS)
+    run_train(*flags)
+    before = (tmp_path / "checkpoints/mine/best.pt").read_bytes()
+    said = run_train(*flags, "--resume")
+    assert "at step 2 of 2" in said
+    assert "best        step 2" in said
+    assert (tmp_path / "checkpoints/mine/best.pt").read_bytes() == before
+
+
+def test_a_second_run_in_the_same_folder_needs_a_word(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ("--data", text, "--run", "mine", "--steps", 1, *TINY_FLAGS)
+    run_train(*flags)
+    with pytest.raises(UserError, match=r"--resume.*--overwrite"):
+        run_train(*flags)
+    run_train(*flags, "--overwrite")
+
+
+def test_a_resumed_run_refuses_flags_that_differ_from_it(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ("--data", text, "--run", "mine", *TINY_FLAGS)
+    run_train(*flags, "--steps", 1)
+    with pytest.raises(UserError, match=r"--learning-rate 0.5 differs from the run"):
+        run_train(*flags, "--steps", 1, "--learning-rate", "0.5", "--resume")
+
+
+def test_a_resumed_run_refuses_a_changed_corpus(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ("--data", text, "--run", "mine", "--steps", 1, *TINY_FLAGS)
+    run_train(*flags)
+    text.write_text(text.read_text() + "one word more")
+    with pytest.raises(UserError, match="has changed since the run"):
+        run_train(*flags, "--resume")
+
+
+def test_a_dry_run_reports_and_writes_nothing(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    said = run_train("--data", text, "--run", "mine", "--steps", 3, "--dry-run", *TINY_FLAGS)
+    assert "3 steps of 128 tokens" in said
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_checkpoint(  # type: ignore[no-untyped-def]
+    run_train, text: Path, tmp_path: Path
+) -> None:
+    run_train("--data", text, "--run", "base", "--steps", 3, *TINY_FLAGS)
+    base = tmp_path / "checkpoints/base/best.pt"
+    run_train("--data", text, "--run", "tuned", "--init", base, "--steps", 0, "--sample-tokens", 0)
+    tuned = torch.load(tmp_path / "checkpoints/tuned/step-000000.pt", weights_only=True)
+    original = torch.load(base, weights_only=True)
+    assert all(torch.equal(tuned["state_dict"][name], value) for name, value in original["state_dict"].items())
+    assert tuned["tokenizer"] == original["tokenizer"]
+    assert tuned["training_state"]["train_config"]["learning_rate"] == pytest.approx(0.1 * 0.02)
+    assert tuned["training_state"]["train_config"]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, 0.1), (120, 1.0)])
+def test_a_text_read_many_times_gets_a_strong_weight_decay(  # type: ignore[no-untyped-def]
+    run_train, text: Path, tmp_path: Path, steps: int, expected: float
+) -> None:
+    run_train("--data", text, "--run", "decay", "--steps", steps, "--sample-tokens", 0, *TINY_FLAGS)
+    saved = torch.load(tmp_path / "checkpoints/decay" / f"step-{steps:06d}.pt", weights_only=True)
+    assert saved["training_state"]["train_config"]["weight_decay"] == expected
+
+
+def test_fine_tuning_refuses_to_change_the_shape(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run_train("--data", text, "--run", "base", "--steps", 1, *TINY_FLAGS)
+    with pytest.raises(UserError, match="--n-layer cannot change a trained model"):
+        run_train("--data", text, "--init", tmp_path / "checkpoints/base/best.pt", "--n-layer", 3, "--run", "x")
+
+
+def test_the_command_that_repeats_a_timed_run_is_printed(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    said = run_train("--data", text, "--run", "timed", "--minutes", "0.2", *TINY_FLAGS)
+    (repeat,) = [line for line in said.splitlines() if line.startswith("repeat")]
+    assert "--minutes" not in repeat
+    assert int(repeat.split("--steps ")[1].split()[0]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preset", "minni"], "did you mean mini"),
+        (["--tokenizer", "bpe"], "bpe:4096"),
+        (["--n-embd", "100", "--n-head", "7"], "multiple of --n-head"),
+        (["--steps", "3", "--minutes", "3"], "give one of them"),
+        (["--run", "../outside"], "name of one folder"),
+        (["--resume", "--overwrite"], "give one of them"),
+        (["--data", "no-such-file.txt"], "no-such-file.txt"),
+    ],
+)
+def test_a_mistake_costs_one_line(flags: list[str], words: str) -> None:
+    result = subprocess.run(
+        [sys.executable, PROJECT / "train.py", *flags], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") <= 3
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_mistakes_and_help_are_answered_before_torch_loads() -> None:
+    script = (
+        "import sys; sys.argv = ['train.py', '--preset', 'nothing']\n"
+        "import train\n"
+        "try: train.main()\n"
+        "except ValueError: pass\n"
+        "train.build_parser().format_help()\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)
