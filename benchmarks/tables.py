@@ -1,0 +1,107 @@
+"""The README's table of results, made from benchmarks/results/*.json: `python -m benchmarks.tables`.
+
+With `--readme README.md`, the text between the two marker lines there is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import Comparison
+from benchmarks.report import RESULTS_FOLDER, report_from_dict
+from command_line import ArgumentParser, UserError, add_options, check_options, given_options, option, run_program
+
+BEGIN_MARKER = "<!-- benchmarks: made by python -m benchmarks.tables -->"
+END_MARKER = "<!-- end of benchmarks -->"
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """Where the table goes."""
+
+    readme: str | None = option(
+        None, "file whose marked part is replaced (default: print)", metavar="FILE", group="table"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def markdown_table(records: list[dict[str, Any]]) -> str:
+    """All comparisons as one Markdown table, then what each measurement ran on."""
+    lines = ["| what | this project | peer | ratio (lowest to highest) | target | |", "|---|---|---|---|---|---|"]
+    for record in records:
+        lines += [_row(comparison) for comparison in report_from_dict(record).comparisons]
+    places: dict[str, list[str]] = {}
+    for record in records:
+        places.setdefault(_place(record), []).append(f"`{record['command']}` ({record['date']}, {record['commit']})")
+    for place, commands in places.items():
+        lines += ["", f"Measured on {place}:", "", *(f"- {command}" for command in commands)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(comparison: Comparison) -> str:
+    ours, theirs = statistics.median(comparison.ours), statistics.median(comparison.theirs)
+    spread = f" ({min(comparison.ratios):.3g} to {max(comparison.ratios):.3g})" if len(comparison.ratios) > 1 else ""
+    met = {True: "met", False: "missed", None: ""}[comparison.is_met]
+    cells = [
+        comparison.measure,
+        f"{ours:.4g} {comparison.unit}",
+        f"{comparison.peer}: {theirs:.4g}",
+        f"**{comparison.ratio:.3g} ×**{spread}",
+        str(comparison.target or ""),
+        met,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _place(record: dict[str, Any]) -> str:
+    machine, packages = record["hardware"], record["versions"]
+    named = ", ".join(f"{name} {number}" for name, number in packages.items())
+    instructions = ", ".join(machine["instructions"])
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+        + (f" ({instructions})" if instructions else "")
+        + f", {machine['system']}; {named}"
+    )
+
+
+def replace_marked_part(text: str, table: str) -> str:
+    """`text` with the lines between the markers replaced; raises UserError when there are no two markers."""
+    before, begin, rest = text.partition(BEGIN_MARKER)
+    _, end, after = rest.partition(END_MARKER)
+    if not begin or not end:
+        raise UserError(f"the file needs the lines {BEGIN_MARKER} and {END_MARKER}, one after the other")
+    return f"{before}{begin}\n\n{table}\n{end}{after}"
+
+
+def load_records(folder: Path = RESULTS_FOLDER) -> list[dict[str, Any]]:
+    """All results in order of their names; raises UserError when there are none."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    records = [record for record in records if "comparisons" in record]  # other kinds of results tell themselves
+    if not records:
+        raise UserError(f"no results in {folder.name}/; run a question first, such as python -m benchmarks.start_up")
+    return records
+
+
+def main() -> None:
+    """Flags → records → table → printed or put into the README."""
+    parser = ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    add_options(parser, TablesConfig, "table")
+    config = TablesConfig(**given_options(parser.parse(), TablesConfig))
+    table = markdown_table(load_records())
+    if config.readme is None:
+        print(table, end="")
+        return
+    path = Path(config.readme)
+    if not path.is_file():
+        raise UserError(f"--readme must name a file, but is {config.readme!r}")
+    path.write_text(replace_marked_part(path.read_text(encoding="utf-8"), table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_program(main)
