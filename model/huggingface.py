@@ -18,6 +18,7 @@ from torch import Tensor
 from command_line import MissingPackageError
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.initialization import outlined
 from model.layouts.base import Layout
 from model.layouts.gpt2 import GPT2
 from model.layouts.registry import check_exportable, layout_for, read_model_config
@@ -37,7 +38,7 @@ def import_model(folder: str | Path) -> GPT:
     """
     folder = Path(folder)
     layout, config = read_config(folder)
-    with torch.device("meta"):
+    with outlined():
         outline = GPT(config).state_dict()
     with WeightFiles(folder) as files:
         # Files of the bare model, without its head, leave out the first word of every name.
@@ -113,7 +114,7 @@ def split_weights(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> Iter
     check_exportable(config)
     if layout_for(config) is GPT2:
         config = dataclasses.replace(config, bias=True, feed_forward_bias=None)
-    with torch.device("meta"):
+    with outlined():
         outline = GPT(config).state_dict()
     for name, expected in outline.items():
         if config.tied_head and name == "head.weight":

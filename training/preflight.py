@@ -83,6 +83,7 @@ class Preflight:
             f"speed       {self.tokens_per_second:,.0f} tokens/s measured",
             f"run         {plan.n_steps:,} steps of {self.batch_tokens:,} tokens = {self.epochs:.1f} epochs, "
             f"finished at about {finish} (in {self.seconds:,.0f} s)",
+            f"export      {_exportable(self.model_config)}",
         ]
 
     def advice(self) -> list[str]:
@@ -95,11 +96,12 @@ class Preflight:
 
 
 def _exportable(config: ModelConfig) -> str:
+    """Whether other programs can run the model once it is trained, and if not, because of which parts."""
     obstacles = why_not_exportable(config)
     if not obstacles:
-        return "to Hugging Face and GGUF with convert.py"
+        return "possible, to transformers and llama.cpp: python convert.py export --help"
     parts = ", ".join(obstacle.split(" (")[0] for obstacle in obstacles)
-    return f"to no other program ({parts}); --preset mini-llama can be"
+    return f"not possible: other programs have no {parts}; --preset mini-llama can be exported"
 
 
 def ngram_parameters(config: ModelConfig) -> int:

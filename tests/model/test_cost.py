@@ -24,6 +24,7 @@ from model.cost import (
     training_memory,
 )
 from model.gpt import GPT
+from model.initialization import outlined
 from model.kv_cache import KVCache
 from training.config import TrainConfig
 from training.optimizers import build_optimizer
@@ -82,7 +83,7 @@ def test_counted_parameters_equal_the_built_model(options: dict[str, Any]) -> No
 def test_presets_have_the_published_number_of_parameters(preset: str, published: int) -> None:
     config = preset_config(preset)
     assert count_parameters(config) == published
-    with torch.device("meta"):
+    with outlined():
         model = GPT(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == published
 
@@ -143,6 +144,7 @@ PEAK_OF_TRAINING = """
 import json, pathlib, sys, torch
 from model.config import ModelConfig, preset_config
 from model.gpt import GPT
+from model.initialization import outlined
 from training.config import TrainConfig
 from training.optimizers import build_optimizer
 

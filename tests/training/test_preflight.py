@@ -10,11 +10,12 @@ from command_line import UserError
 from data.prepare import PreparedCorpus
 from model.config import ModelConfig, preset_config
 from model.cost import count_parameters
-from tests.training.conftest import TINY_MODEL
+from tests.training.conftest import PLAN, TINY_MODEL
 from training.config import TrainConfig
 from training.distributed import Workers
 from training.precision import choose_precision
 from training.preflight import (
+    Preflight,
     TooLittleMemoryError,
     advice,
     choose_compile,
@@ -68,6 +69,27 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built() -> None:
     with pytest.raises(TooLittleMemoryError, match=r"needs about [\d.]+ GB .* a smaller --preset") as error:
         choose_micro_batch(TrainConfig(), huge, CPU, "fp32", 1, Workers())
     assert error.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("preset", "line"),
+    [
+        ("mini-llama", "export      possible, to transformers and llama.cpp"),
+        ("gpt2", "export      possible, to transformers and llama.cpp"),
+        (
+            "mini",
+            "export      not possible: other programs have no feed_forward relu_squared, qk_norm; "
+            "--preset mini-llama can be exported",
+        ),
+    ],
+)
+def test_whether_the_model_can_be_exported_is_said_before_training(
+    preset: str, line: str, corpus: PreparedCorpus
+) -> None:
+    config = preset_config(preset, vocab_size=257, n_layer=1, n_embd=16, n_head=2, context_length=16)
+    preflight = Preflight(PLAN, config, corpus, memory_bytes=0, tokens_per_second=1.0, seconds=1.0)
+    (said,) = [said for said in preflight.lines() if said.startswith("export")]
+    assert said.startswith(line)
 
 
 def test_measuring_touches_neither_the_random_state_nor_a_file(corpus: PreparedCorpus, tmp_path: Path) -> None:
