@@ -28,6 +28,7 @@ class BenchmarkConfig:
     nanogpt: str | None = option(
         None, "folder of a nanoGPT checkout; without it, comparisons with nanoGPT are left out", metavar="FOLDER"
     )
+    first_seed: int = option(0, "seed of the first trial, where trials are counted; more than 0 goes on", at_least=0)
     text: str | None = option(None, "a text file, where the question needs one (tinyshakespeare)", metavar="FILE")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Real training runs under `kill -9`, by the harness of benchmarks/reliability_kill.py, in a process of their own."""
+"""Real training runs under `kill -9`, by the harness of benchmarks/killed_runs.py, in a process of their own."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parent.parent.parent
 
 def tally_of(folder: Path, n_trials: int, first_seed: int) -> dict[str, object]:
     program = (
-        "import json, sys, torch; from pathlib import Path; from benchmarks.reliability_kill import kill_our_runs;"
+        "import json, sys, torch; from pathlib import Path; from benchmarks.killed_runs import kill_our_runs;"
         "torch.set_num_threads(1); tally = kill_our_runs(int(sys.argv[2]), Path(sys.argv[1]), int(sys.argv[3]));"
         "print(json.dumps(vars(tally)))"
     )
