@@ -15,11 +15,11 @@ _NO_EFFECT = frozenset((
     "do_sample", "dtype", "early_stopping", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label",
     "initializer_range", "label2id", "length_penalty", "max_length", "min_length", "model_type",
     "no_repeat_ngram_size", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
-    "output_hidden_states", "output_past", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
-    "reorder_and_upcast_attn", "repetition_penalty", "return_dict", "sep_token_id", "summary_activation",
-    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
-    "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "unk_token_id", "use_bfloat16", "use_cache", "xla_device",
+    "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens", "prefix", "pretraining_tp",
+    "problem_type", "reorder_and_upcast_attn", "repetition_penalty", "return_dict", "sep_token_id",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers.js_config", "transformers_version", "unk_token_id", "use_bfloat16", "use_cache", "xla_device",
 ))
 # fmt: on
 
@@ -30,6 +30,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "is_decoder": (False, True),
     "is_encoder_decoder": (False,),
     "is_llama_config": (True,),
+    "n_special": (0,),
     "partial_rotary_factor": (1, 1.0, None),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
