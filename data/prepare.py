@@ -145,15 +145,16 @@ class _Preparation:
 
     def _open(self, folder: Path, *, was_cached: bool) -> PreparedCorpus:
         facts = read_record(folder)
+        tokenizer = self.tokenizer or tokenizer_from_state(facts["tokenizer"])
         training, validation = TokenShards.open(folder, "training"), TokenShards.open(folder, "validation")
         for shards in (training, validation):
             if was_cached:
-                shards.verify()
+                shards.verify(tokenizer.vocab_size)
             if (shards.tokenizer_hash, shards.corpus_hash) != (facts["tokenizer_hash"], self.corpus_hash):
                 raise DamagedShardError(shards.paths[0], "made from another corpus or tokenizer")
         return PreparedCorpus(
             name=self.source.name,
-            tokenizer=self.tokenizer or tokenizer_from_state(facts["tokenizer"]),
+            tokenizer=tokenizer,
             training=training,
             validation=validation,
             corpus_hash=self.corpus_hash,

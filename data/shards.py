@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ from command_line import EXIT_DISK, UserError
 MAGIC = b"GPTTOKEN"
 VERSION = 1
 HEADER_BYTES = 1024
+DTYPES = ("<u2", "<u4")
 SHARD_TOKENS = 100_000_000
 """Tokens of a file: 200 or 400 MB, small enough to copy and to write again."""
 
@@ -84,14 +85,28 @@ class ShardHeader:
             raise DamagedShardError(path, "not a token file")
         if hashlib.sha256(raw[:-32]).digest() != raw[-32:]:
             raise DamagedShardError(path, "its header's checksum is wrong")
-        # The checksum holds, so this is what some version of this program wrote.
-        values = json.loads(raw[12 : 12 + int.from_bytes(raw[8:12], "little")])
-        if values.get("version") != VERSION:
-            raise DamagedShardError(path, f"format version {values.get('version')} instead of {VERSION}")
-        header = cls(**values)
+        header = cls._parse(raw[12 : 12 + int.from_bytes(raw[8:12], "little")], path)
         expected = HEADER_BYTES + header.count * np.dtype(header.dtype).itemsize
         if size != expected:
             raise DamagedShardError(path, f"{size} bytes instead of {expected}")
+        return header
+
+    @classmethod
+    def _parse(cls, text: bytes, path: Path) -> "ShardHeader":
+        """Check what a header says, although its checksum holds: anybody can compute one."""
+        problem = "its header makes no sense"
+        try:
+            values = json.loads(text)
+            if isinstance(values, dict) and values.get("version") != VERSION:
+                problem = f"format version {values.get('version')} instead of {VERSION}"
+                raise ValueError
+            header = cls(**values)
+            if any(type(getattr(header, field.name)) is not field.type for field in fields(cls)):
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
+            raise DamagedShardError(path, problem) from None
+        if header.dtype not in DTYPES or min(header.count, header.first) < 0:
+            raise DamagedShardError(path, problem)
         return header
 
 
@@ -143,16 +158,19 @@ class TokenShards:
             row[:] = self.tokens(start, start + length)
         return rows
 
-    def verify(self) -> None:
-        """Read every byte and compare its SHA-256; raises DamagedShardError."""
+    def verify(self, vocab_size: int) -> None:
+        """Read every byte, compare its SHA-256, look for ids that a vocabulary lacks; raises DamagedShardError."""
         for path, header in zip(self.paths, self.headers, strict=True):
-            digest = hashlib.sha256()
+            digest, largest = hashlib.sha256(), -1
             with path.open("rb") as file:
                 file.seek(HEADER_BYTES)
                 while block := file.read(1 << 20):
                     digest.update(block)
+                    largest = max(largest, int(np.frombuffer(block, header.dtype).max()))
             if digest.hexdigest() != header.payload_sha256:
                 raise DamagedShardError(path, "its tokens' checksum is wrong")
+            if largest >= vocab_size:  # the model would look for a row that its embedding does not have
+                raise DamagedShardError(path, f"it holds id {largest}, the vocabulary has {vocab_size}")
 
 
 def _map(path: Path, header: ShardHeader) -> TokenArray:
@@ -186,7 +204,7 @@ class ShardWriter:
     ) -> None:
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
         self.tokenizer_hash, self.corpus_hash = tokenizer_hash, corpus_hash
-        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self.dtype = np.dtype(DTYPES[vocab_size > 1 << 16])
         self.count = 0
         self._finished: list[tuple[Path, int, int, str]] = []
         self._open_shard()

@@ -1,14 +1,27 @@
 """What was written is what is read, and what was damaged is not read."""
 
+import hashlib
+import json
 import os
 import random
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from command_line import EXIT_DISK
-from data.shards import HEADER_BYTES, DamagedShardError, DiskError, ShardWriter, TokenShards, write_shards
+from data.shards import (
+    HEADER_BYTES,
+    MAGIC,
+    DamagedShardError,
+    DiskError,
+    ShardHeader,
+    ShardWriter,
+    TokenShards,
+    write_shards,
+)
 
 
 def write(folder: Path, count: int = 100, shard_tokens: int = 10**6, vocab_size: int = 1000) -> TokenShards:
@@ -28,7 +41,7 @@ def test_many_files_are_one_sequence(tmp_path: Path, shard_tokens: int) -> None:
             assert shards.tokens(start, stop).tolist() == list(range(start, stop))
     starts = np.array([0, 5, 32, 60])
     assert shards.windows(starts, 40).tolist() == [list(range(start, start + 40)) for start in starts.tolist()]
-    shards.verify()
+    shards.verify(100)
     assert (shards.tokenizer_hash, shards.corpus_hash) == ("t", "c")
 
 
@@ -50,16 +63,94 @@ def test_positions_outside_are_refused(tmp_path: Path, start: int, stop: int) ->
         write(tmp_path).tokens(start, stop)
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+def flip_bits(data: bytearray, source: random.Random, other: bytes) -> None:
+    for place in source.sample(range(len(data) * 8), source.choice((1, 1, 2, 8))):
+        data[place // 8] ^= 1 << place % 8
+
+
+def truncate(data: bytearray, source: random.Random, other: bytes) -> None:
+    del data[source.randrange(len(data)) :]
+
+
+def append(data: bytearray, source: random.Random, other: bytes) -> None:
+    data += source.choice((b"\0", bytes(2), source.randbytes(source.randint(1, 600))))
+
+
+def overwrite(data: bytearray, source: random.Random, other: bytes) -> None:
+    start = source.randrange(len(data))
+    length = len(data[start : start + 512])
+    data[start : start + length] = source.choice((b"\0", b"\xff")) * length
+
+
+def splice(data: bytearray, source: random.Random, other: bytes) -> None:
+    start = source.randrange(len(data))
+    data[start:] = other[start:]
+
+
+MUTATORS = (flip_bits, truncate, append, overwrite, splice)
+
+
+def test_a_thousand_damaged_files_are_all_found(tmp_path: Path) -> None:
     path = write(tmp_path).paths[0]
-    good, rng = path.read_bytes(), random.Random(1)
-    for _ in range(400):
-        place = rng.randrange(len(good) * 8)
-        damaged = bytearray(good)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+    good = path.read_bytes()
+    other = write_shards(tmp_path, "other", [np.arange(100)[::-1]], vocab_size=1000).paths[0].read_bytes()
+    damaged = 0
+    for seed in range(1100):
+        data = bytearray(good)
+        MUTATORS[seed % len(MUTATORS)](data, random.Random(seed), other)
+        if data in (good, other):
+            continue
+        with path.open("r+b") as file:  # in place: cutting a file to nothing first is slow on ext4
+            file.write(data)
+            file.truncate()
         with pytest.raises(DamagedShardError, match=rf"{path.name} is damaged .*delete it"):
-            TokenShards.open(tmp_path, "part").verify()
+            TokenShards.open(tmp_path, "part").verify(1000)
+        damaged += 1
+    assert damaged >= 1000
+
+
+def forged(path: Path, text: str) -> None:
+    """Write a file of 100 tokens whose header says `text` of itself, every checksum right."""
+    body = (MAGIC + len(text).to_bytes(4, "little") + text.encode()).ljust(HEADER_BYTES - 32, b"\0")
+    path.write_bytes(body + hashlib.sha256(body).digest() + path.read_bytes()[HEADER_BYTES:])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"version": 2}, "format version 2 instead of 1"),
+        ({"count": -1}, "its header makes no sense"),
+        ({"count": 1.0}, "its header makes no sense"),
+        ({"count": 10**30}, "1224 bytes instead of"),
+        ({"dtype": "O"}, "its header makes no sense"),
+        ({"dtype": "<f2"}, "its header makes no sense"),
+        ({"dtype": "<u4"}, "1224 bytes instead of 1424"),
+        ({"first": 1}, "do not belong together"),
+        ({"shards": 2}, "files of its sequence are missing"),
+        ({"payload_sha256": "0" * 64}, "its tokens' checksum is wrong"),
+        ({"extra": 1}, "its header makes no sense"),
+    ],
+)
+def test_a_forged_header_is_refused_for_its_reason(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    path = write(tmp_path).paths[0]
+    forged(path, json.dumps({**asdict(ShardHeader.read(path)), **change}))
+    with pytest.raises(DamagedShardError, match=problem):
+        TokenShards.open(tmp_path, "part").verify(1000)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 900, '{"version": 1}'])
+def test_a_header_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path).paths[0]
+    forged(path, text)
+    with pytest.raises(DamagedShardError, match="its header makes no sense"):
+        TokenShards.open(tmp_path, "part")
+
+
+def test_an_id_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None:
+    shards = write(tmp_path)
+    shards.verify(100)
+    with pytest.raises(DamagedShardError, match="it holds id 99, the vocabulary has 99"):
+        shards.verify(99)
 
 
 def test_every_truncation_and_addition_is_found_on_opening(tmp_path: Path) -> None:
