@@ -298,14 +298,18 @@ def _train(
     try:
         done = trainer.run()
     except InterruptedRunError as error:
-        again = shlex.join([*request.command, *([] if request.resume else ["--resume"])])
-        error.args = (f"{error}; go on with: {again}",)
+        error.args = (f"{error}; go on with: {shlex.join(resuming(request.command))}",)
         raise
     # The others wait: torchrun expects all processes to end at about the same time.
     _say(workers, *workers.on_main(lambda: summary_lines(prepared.corpus, run_folder, done, sampler.prompt)))
     if prepared.train_config.steps is None and not request.resume:
         repeat = [*_without_length(request.command), "--steps", str(prepared.plan.n_steps)]
         _say(workers, f"repeat      {shlex.join(repeat)}")
+
+
+def resuming(command: list[str]) -> list[str]:
+    """The command that goes on where `command` was stopped: whoever asked to overwrite has done so by now."""
+    return [word for word in command if word not in ("--resume", "--overwrite")] + ["--resume"]
 
 
 def _without_length(command: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from data.prepare import prepare_corpus
 from model import durable_files
 from model.checkpoint import load_checkpoint, step_checkpoints
 from training.config import TrainConfig
-from training.start import Request, start_training
+from training.start import Request, resuming, start_training
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
@@ -165,3 +165,9 @@ def test_a_second_signal_ends_the_run_at_once_and_loses_nothing_announced(
     assert wait(start(request_to_train, tmp_path / "log")) == EXIT_INTERRUPTED
     assert time.monotonic() - started < 50
     assert newest_step(request_to_train.run_path) == 0
+
+
+@pytest.mark.parametrize("typed", [["--overwrite"], ["--resume"], []])
+def test_the_command_to_go_on_is_one_that_is_accepted(typed: list[str]) -> None:
+    again = resuming(["python", "train.py", *typed, "--steps", "30"])
+    assert again == ["python", "train.py", "--steps", "30", "--resume"]  # never both --resume and --overwrite
