@@ -119,7 +119,7 @@ def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on
         stopped = re.search(rf"stopped and saved at step (\d+) of {STEPS}; go on with: (.*)", last)
         if stopped:
             assert newest_step(request.run_path) == int(stopped[1]) > before
-            assert stopped[2] == f"python train.py --data {request.train_config.data}"
+            assert stopped[2] == f"python train.py --data {request.train_config.data} --resume"
         else:
             assert "interrupted before the first step" in last
             assert newest_step(request.run_path) == before
