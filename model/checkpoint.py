@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import config_from_dict, config_to_dict
+from command_line import config_to_dict
 from model import durable_files
-from model.checkpoint_format import Card, CheckpointError, TensorEntry
-from model.checkpoint_reader import CheckpointReader, check_names, checked, holds_tensor, replace_entries
+from model.checkpoint_content import check_content
+from model.checkpoint_format import CheckpointError
+from model.checkpoint_reader import CheckpointReader, replace_entries
 from model.config import ModelConfig
 from model.durable_files import StorageError
 
@@ -103,7 +104,7 @@ def save_checkpoint(
         except CheckpointError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else None
             raise cause or OSError(errno.EIO, "what was read back is not what was written") from error
-        _check_content(card)  # what could not be loaded is not saved
+        check_content(card)  # what could not be loaded is not saved
 
     _check_free_space(path, content.n_bytes())
     return durable_files.write_atomically(path, content.write, verify)
@@ -141,7 +142,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
     with CheckpointReader(path) as reader:
         sha256 = reader.verify()
         card = reader.read_card()
-        config = _check_content(card)
+        config = check_content(card)
         tensors = dict(zip(card.tensors, reader.read_tensors(card.tensors, device), strict=True))
     content = replace_entries(card.content, tensors.__getitem__)
     return Checkpoint(**{**content, "model_config": config}, path=path, sha256=sha256)
@@ -158,7 +159,7 @@ def read_card(path: Path) -> dict[str, Any]:
     with CheckpointReader(path) as reader:
         sha256 = reader.verify()
         card = reader.read_card()
-    config = _check_content(card, weights=False)
+    config = check_content(card, weights=False)
     tokenizer, weights = card.content["tokenizer"], set(card.content["state_dict"].values())
     return {
         "path": str(path),
@@ -173,74 +174,6 @@ def read_card(path: Path) -> dict[str, Any]:
         "provenance": card.content["provenance"],
         "resumable": card.content["training_state"] is not None,
     }
-
-
-# ---- does the content make sense? --------------------------------------------------------------------------------
-
-
-def _check_content(card: Card, weights: bool = True) -> ModelConfig:
-    """The model config of a card, after checking everything in the card against it.
-
-    `weights=False` skips the one check that needs PyTorch: the names and shapes of the weights.
-    """
-    content = card.content
-    try:
-        check_names(content, {"kind", "model_config", "state_dict", "tokenizer", "provenance", "training_state"})
-        kind = checked(content, "kind", str)
-        checked(content, "provenance", dict)
-        checked(content, "training_state", dict, type(None))
-        checked(checked(content, "tokenizer", dict), "kind", str)
-        config = _model_config(checked(content, "model_config", dict))
-        state_dict = checked(content, "state_dict", dict)
-        if not all(isinstance(entry, TensorEntry) for entry in state_dict.values()):
-            raise ValueError("its state dict holds something else than tensors")
-        for name in ("tokenizer", "provenance"):
-            if holds_tensor(content[name]):
-                raise ValueError(f"its {name} holds a tensor")
-        if content["tokenizer"].get("vocab_size", config.vocab_size) != config.vocab_size:
-            raise ValueError(f"its tokenizer's vocabulary does not have the {config.vocab_size} entries of its model")
-        if kind == "gpt" and weights:
-            _check_weights(state_dict, config)
-    except (ValueError, OverflowError) as error:
-        raise CheckpointError(f"{card.path} contradicts itself: {error}") from None
-    return config
-
-
-def _model_config(values: dict[Any, Any]) -> ModelConfig:
-    if not all(isinstance(name, str) for name in values):
-        raise ValueError("its model config is malformed")
-    return config_from_dict(ModelConfig, values)  # a field added later has its default: older files stay readable
-
-
-def _check_weights(state_dict: dict[str, TensorEntry], config: ModelConfig) -> None:
-    """Raise ValueError unless names, shapes and types are exactly those of a GPT of this config."""
-    from model.gpt import GPT
-    from model.initialization import outlined
-
-    # Every one of these widths is a side of some weight; checked first, so that no absurd model is even outlined.
-    n_elements = sum(math.prod(entry.shape) for entry in state_dict.values())
-    widths = (config.vocab_size, config.n_embd, config.head_width, config.n_feed_forward)
-    if config.n_layer > len(state_dict) or any(
-        width > n_elements for width in (*widths, config.bigram_rows, config.trigram_rows) if width
-    ):
-        raise ValueError("its model config asks for more weights than it holds")
-    with outlined():
-        expected = GPT(config).state_dict()
-    different = set(state_dict) ^ set(expected)
-    if different:
-        verb = "misses" if min(different) in expected else "has the unknown"
-        raise ValueError(f"its state dict {verb} weight {min(different)!r}")
-    for name, weight in expected.items():
-        if state_dict[name].shape != tuple(weight.shape):
-            raise ValueError(
-                f"weight {name} has shape {list(state_dict[name].shape)}, its model config asks for "
-                f"{list(weight.shape)}"
-            )
-    dtypes = {entry.dtype for entry in state_dict.values()}
-    if len(dtypes) != 1 or not dtypes <= {"float64", "float32", "bfloat16", "float16"}:
-        raise ValueError(f"its weights are of type {', '.join(sorted(dtypes))} instead of one floating-point type")
-    if config.tied_head and state_dict["head.weight"] is not state_dict["token_embedding.weight"]:
-        raise ValueError("its head is not tied to its token embedding, as its model config asks")
 
 
 # ---- which file? -------------------------------------------------------------------------------------------------

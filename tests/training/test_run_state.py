@@ -20,7 +20,8 @@ from model import durable_files
 from model.checkpoint import CheckpointError, StorageError, load_checkpoint, newest_run_checkpoint, verify_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
-from training.run_state import RunFolder, RunInUseError
+from training.run_lock import RunInUseError
+from training.run_state import RunFolder
 
 CONFIG = ModelConfig(vocab_size=5, context_length=4, n_layer=1, n_head=1, n_embd=4)
 
