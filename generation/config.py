@@ -74,6 +74,9 @@ class SamplingConfig:
     suppress_tokens: tuple[int, ...] = option(
         (), "never draw the token of this id; may be given several times", at_least=0, metavar="ID"
     )
+    valid_utf8: bool = option(
+        True, "never draw a token that breaks a character, nor begin one that --max-new-tokens would cut"
+    )
     logit_bias: tuple[str, ...] = option(
         (), "add X to the logit of token ID; may be given several times", metavar="ID:X"
     )
@@ -140,7 +143,9 @@ class GenerateConfig:
     info: bool = option(False, "print the checkpoint's card and stop", group="what to show")
     show_next: int | None = option(None, "print the N most probable next tokens and stop", at_least=1, at_most=10**6)
     explain: bool = option(False, "print how each token was chosen, and with --json put it into `steps`")
-    alternatives: int = option(5, "tokens that --explain lists beside the drawn one", at_least=1, at_most=10**6)
+    alternatives: int = option(
+        5, "most probable tokens that --explain and --json list at each step", at_least=0, at_most=10**6
+    )
     plot: str | None = option(
         None, "draw the next token's distribution at several temperatures and stop", metavar="FILE.png"
     )
@@ -153,6 +158,8 @@ class GenerateConfig:
             raise UserError("--prompt - reads all of standard input, so it can be given only once")
         if self.plot is not None and not self.plot.lower().endswith(PLOT_FORMATS):
             raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
+        if self.plot is not None and len(self.prompt) > 1:
+            raise UserError(f"--plot draws what follows one prompt, but {len(self.prompt)} were given; draw one by one")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ class Piece:
 class Row:
     """What one sample has come to: its tokens, its text and, once it ended, why."""
 
-    def __init__(self, sample: int, tokenizer: Tokenizer, sampling: SamplingConfig, *, keep_text: bool) -> None:
+    def __init__(
+        self, sample: int, tokenizer: Tokenizer, sampling: SamplingConfig, *, begins_text: bool, keep_text: bool
+    ) -> None:
         limits: list[TextLimit] = []
         if sampling.stop:
             limits.append(StopStrings(sampling.stop, keep=sampling.keep_stop))
@@ -61,7 +63,7 @@ class Row:
         self.reason: str | None = None
         self.token_ids: list[int] = []
         self._end_of_text = tokenizer.end_of_text
-        self._stream = TextStream(tokenizer)
+        self._stream = TextStream(tokenizer, begins_text=begins_text)
         self._limits = TextLimits(limits)
         self._texts: list[str] | None = [] if keep_text else None
 
@@ -85,7 +87,11 @@ class Row:
     @property
     def text(self) -> str:
         """All characters given so far, kept only where a criterion asks for them."""
-        return "".join(self._texts or ())
+        if not self._texts:
+            return ""
+        # Joined once and kept so: joining thousands of pieces anew at every step would make long texts ever slower.
+        self._texts = ["".join(self._texts)]
+        return self._texts[0]
 
     def _keep(self, text: str) -> str:
         if self._texts is not None:
@@ -107,12 +113,20 @@ def decode(
 
     With `n_alternatives`, every piece carries a trace of its step that lists so many of the model's favourites.
     """
-    rows = [Row(sample, tokenizer, sampling, keep_text=bool(criteria)) for sample in samples]
     if sampling.max_new_tokens == 0:
-        yield from (Piece(row.sample, row.finish(MAX_NEW_TOKENS), None, None, row.reason) for row in rows)
+        yield from (Piece(sample, "", None, None, MAX_NEW_TOKENS) for sample in samples)
         return
     numbers = UniformNumbers(sampling.seed, samples) if sampling.temperature > 0 else None
     logits = window.start()
+    # An empty prompt is one special token.
+    are_empty = [
+        length == 1 and not tokenizer.token_bytes(first)
+        for length, first in zip(window.lengths, window.token_ids[:, 0].tolist(), strict=True)
+    ]
+    rows = [
+        Row(sample, tokenizer, sampling, begins_text=is_empty, keep_text=bool(criteria))
+        for sample, is_empty in zip(samples, are_empty, strict=True)
+    ]
     for step in range(sampling.max_new_tokens):
         tracer = Tracer(n_alternatives) if n_alternatives is not None else None
         drawn = _choose(window, logits, chain, numbers, step, tracer)

@@ -1,5 +1,6 @@
 """What `generate.py` does once its flags are read: continue texts, or show, plot, explain, speak, converse."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,15 @@ class Program:
             n_alternatives=self._n_alternatives,
         )
         for result in results:
-            reports.print_json_sample(result, self.generator, self.request.sampling, self._order)
+            reports.print_json_sample(
+                result, self.generator, self.request.sampling, self._order, with_steps=self.request.config.explain
+            )
 
     def _write_texts(self) -> None:
         pieces = self._stream()
         if self.request.config.explain:
-            pieces = iter(reports.explained(pieces, self.generator, self._order))
+            one_screen = sys.stdout.isatty() and sys.stderr.isatty()
+            pieces = reports.explained(pieces, self.generator, self._order, hold=one_screen)
         prompts, n_samples, speech = self.request.prompts, self.request.sampling.num_samples, self.request.speech
         written: list[str] = []
 
@@ -124,7 +128,7 @@ class Program:
     @property
     def _n_alternatives(self) -> int | None:
         config = self.request.config
-        return config.alternatives if config.explain else None
+        return config.alternatives if config.explain or (config.json and config.alternatives) else None
 
     @property
     def _order(self) -> str:

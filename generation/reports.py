@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from command_line import config_to_dict
@@ -14,8 +15,13 @@ from generation.text_generator import Result, TextGenerator
 from generation.trace import Alternative, StepTrace
 
 
-def print_json_sample(result: Result, generator: TextGenerator, sampling: SamplingConfig, order: str) -> None:
-    """One sample as one JSON object on stdout: text, why it ended, tokens, and what is needed to draw it again."""
+def print_json_sample(
+    result: Result, generator: TextGenerator, sampling: SamplingConfig, order: str, *, with_steps: bool
+) -> None:
+    """One sample as one JSON object on stdout: text, why it ended, tokens, and what is needed to draw it again.
+
+    `with_steps` adds everything that `--explain` prints.
+    """
     tokenizer = generator.tokenizer
     values: dict[str, Any] = {
         "prompt": result.prompt,
@@ -28,6 +34,8 @@ def print_json_sample(result: Result, generator: TextGenerator, sampling: Sampli
         "log_probabilities": result.log_probabilities,
     }
     if result.traces:
+        values["top_alternatives"] = [_likely_tokens(trace, generator) for trace in result.traces]
+    if with_steps:
         values["steps"] = [_json_step(trace, generator) for trace in result.traces]
     values |= {
         "processors": order,
@@ -35,6 +43,14 @@ def print_json_sample(result: Result, generator: TextGenerator, sampling: Sampli
         "checkpoint_sha256": generator.checkpoint_sha256,
     }
     print(json_line(values), flush=True)
+
+
+def _likely_tokens(trace: StepTrace, generator: TextGenerator) -> dict[str, float]:
+    """The model's most probable tokens of a step and their probabilities, short enough to stand beside each token."""
+    return {
+        token_text(generator.tokenizer, token.token_id): float(f"{token.probability:.6g}")
+        for token in trace.alternatives
+    }
 
 
 def print_next_tokens(found: NextTokens, generator: TextGenerator, *, as_json: bool) -> None:
@@ -55,15 +71,26 @@ def _json_alternative(token: Alternative, generator: TextGenerator) -> dict[str,
     return {**dataclasses.asdict(token), "token": token_text(generator.tokenizer, token.token_id)}
 
 
-def explained(pieces: Iterable[Piece], generator: TextGenerator, order: str) -> list[Piece]:
-    """All pieces, after printing on stderr how each was chosen; so the text stands behind the explanations."""
+def explained(pieces: Iterable[Piece], generator: TextGenerator, order: str, *, hold: bool) -> Iterator[Piece]:
+    """The same pieces, after printing on stderr how each was chosen.
+
+    `hold` is for a terminal that shows both: the text then stands behind the explanations instead of between them.
+    Ctrl-C gives what was held so far before it passes.
+    """
     colours = Colours(sys.stderr.isatty())
     print(f"order of processors: {order}", file=sys.stderr)
-    shown: list[Piece] = []
-    steps: dict[int, int] = {}
-    for piece in pieces:
-        if piece.trace is not None:
-            step = steps[piece.sample] = steps.get(piece.sample, 0) + 1
-            print(format_trace(piece, step, generator.tokenizer, colours), file=sys.stderr)
-        shown.append(piece)
-    return shown
+    held: list[Piece] = []
+    steps: Counter[int] = Counter()
+    try:
+        for piece in pieces:
+            if piece.trace is not None:
+                steps[piece.sample] += 1
+                print(format_trace(piece, steps[piece.sample], generator.tokenizer, colours), file=sys.stderr)
+            if hold:
+                held.append(piece)
+            else:
+                yield piece
+    except KeyboardInterrupt:
+        yield from held
+        raise
+    yield from held

@@ -32,10 +32,11 @@ class Stretch:
 
 def stretches(score: Score, tokenizer: Tokenizer) -> Iterator[Stretch]:
     """The scored text in order; joined, the texts of a document are the document."""
-    stream, nats, n_tokens = TextStream(tokenizer), 0.0, 0
+    stream, nats, n_tokens = TextStream(tokenizer, begins_text=True), 0.0, 0
     for token, of_token in zip(score.token_ids, score.nats, strict=True):
         if token == tokenizer.end_of_text:
             yield Stretch("", of_token, 1)
+            stream = TextStream(tokenizer, begins_text=True)
             continue
         text, nats, n_tokens = stream.push(token), nats + of_token, n_tokens + 1
         if text:

@@ -15,13 +15,21 @@ class TextStream:
     in `Tokenizer.decode`. Working on bytes rather than on decoded strings is what lets a literal U+FFFD through.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = tokenizer.token_bytes
+    def __init__(self, tokenizer: Tokenizer, *, begins_text: bool = False) -> None:
+        """`begins_text` says that no text stands before the first token."""
+        self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._at_beginning = begins_text
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes, often one word, sometimes none."""
-        return self._decoder.decode(self._token_bytes(token_id))
+        raw = self._tokenizer.token_bytes(token_id)
+        if self._at_beginning and raw:
+            # Llama-2's vocabulary puts a space before every text, which `Tokenizer.decode` takes away again.
+            if raw[:1] == b" " and self._tokenizer.decode([token_id]) == raw[1:].decode("utf-8", errors="replace"):
+                raw = raw[1:]
+            self._at_beginning = False
+        return self._decoder.decode(raw)
 
     def finish(self) -> str:
         """What is left when the sample ends: U+FFFD for an unfinished character, else nothing."""

@@ -68,37 +68,39 @@ class Tracer:
 
     def observe(self, processor: LogitsProcessor, before: Tensor, after: Tensor) -> None:
         """Take note of what a processor made of the logits (B, V)."""
-        self._seen.append((processor, _Statistics(before), _Statistics(after)))
+        # What one processor leaves is what the next one finds.
+        found = self._seen[-1][2] if self._seen else _Statistics(before)
+        self._seen.append((processor, found, _Statistics(after)))
 
     def finish(self, logits: Tensor, processed: Tensor, chosen: Tensor, *, greedy: bool) -> list[StepTrace]:
         """The traces of all rows: logits (B, V) of the model and behind all processors, drawn tokens (B,)."""
         probabilities, chances = logits.softmax(dim=-1), draw_chances(processed, greedy=greedy)
         statistics = _Statistics(logits)
-        top = probabilities.topk(min(self._n_alternatives, logits.shape[1]), dim=-1).indices
         processors = [processor for processor, _, _ in self._seen]
-        traces = []
-        for row, token in enumerate(chosen.tolist()):
-            drawn = token >= 0
-            traces.append(
-                StepTrace(
-                    entropy=statistics.entropies[row],
-                    favourite=statistics.favourites[row],
-                    stages=tuple(self._stage(row, *seen) for seen in self._seen),
-                    rank=1 + int((logits[row] > logits[row, token]).sum()) if drawn else None,
-                    probability=float(probabilities[row, token]) if drawn else None,
-                    chance=float(chances[row, token]) if drawn else None,
-                    alternatives=tuple(
-                        Alternative(
-                            other,
-                            float(probabilities[row, other]),
-                            float(chances[row, other]),
-                            desired_of(processors, row, other),
-                        )
-                        for other in top[row].tolist()
-                    ),
-                )
+        top = probabilities.topk(min(self._n_alternatives, logits.shape[1]), dim=-1)
+        listed = zip(top.indices.tolist(), top.values.tolist(), chances.gather(1, top.indices).tolist(), strict=True)
+        alternatives = [
+            tuple(
+                Alternative(token, probability, chance, desired_of(processors, row, token))
+                for token, probability, chance in zip(*of_row, strict=True)
             )
-        return traces
+            for row, of_row in enumerate(listed)
+        ]
+        tokens = chosen.clamp(min=0).unsqueeze(1)  # (B, 1)
+        ranks = (1 + (logits > logits.gather(1, tokens)).sum(dim=-1)).tolist()
+        of_chosen, chances_of_chosen = (share.gather(1, tokens)[:, 0].tolist() for share in (probabilities, chances))
+        return [
+            StepTrace(
+                entropy=statistics.entropies[row],
+                favourite=statistics.favourites[row],
+                stages=tuple(self._stage(row, *seen) for seen in self._seen),
+                rank=ranks[row] if drawn else None,
+                probability=of_chosen[row] if drawn else None,
+                chance=chances_of_chosen[row] if drawn else None,
+                alternatives=alternatives[row],
+            )
+            for row, drawn in enumerate((chosen >= 0).tolist())
+        ]
 
     def _stage(self, row: int, processor: LogitsProcessor, before: "_Statistics", after: "_Statistics") -> StageTrace:
         lost = before.favourites[row] != after.favourites[row]

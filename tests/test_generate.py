@@ -1,6 +1,8 @@
 """`generate.py` as a user runs it: flags, streams, exit codes."""
 
+import contextlib
 import json
+import math
 import os
 import runpy
 import shutil
@@ -73,13 +75,13 @@ def generate(
 Generate = Callable[..., tuple[int, str, str]]
 
 
-def start(checkpoint: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(
+    checkpoint: Path, *words: str, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **environment: str
+) -> subprocess.Popen[bytes]:
     """Start the script as a process of its own."""
     command = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
-    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=variables)
 
 
 def test_prompt_and_continuation_go_to_stdout_and_nothing_else(generate: Generate) -> None:
@@ -107,6 +109,21 @@ def test_json_holds_what_a_program_needs(generate: Generate, checkpoint: Path) -
     assert len(first["log_probabilities"]) == 5
     assert first["settings"]["seed"] == 9
     assert checkpoint.read_bytes().endswith(first["checkpoint_sha256"].encode())
+
+
+def test_json_lists_the_most_probable_tokens_of_every_step(generate: Generate) -> None:
+    words = ["--prompt", "a", "--max-new-tokens", "3", "--json"]
+    (sample,) = (json.loads(line) for line in generate(*words, "--temperature", "0", "--no-valid-utf8")[1].splitlines())
+    assert [len(step) for step in sample["top_alternatives"]] == [5, 5, 5]
+    for token, log_probability, step in zip(
+        sample["tokens"], sample["log_probabilities"], sample["top_alternatives"], strict=True
+    ):
+        assert next(iter(step)) == token
+        assert step[token] == pytest.approx(math.exp(log_probability), rel=1e-4)
+        assert list(step.values()) == sorted(step.values(), reverse=True)
+    assert "steps" not in sample
+    (sample,) = (json.loads(line) for line in generate(*words, "--alternatives", "0")[1].splitlines())
+    assert "top_alternatives" not in sample
 
 
 def test_samples_of_several_prompts_come_out_whole_and_in_order(generate: Generate) -> None:
@@ -238,7 +255,7 @@ def test_a_terminal_without_unicode_shows_escapes_instead_of_failing(checkpoint:
 
 
 def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_130(checkpoint: Path) -> None:
-    process = start(checkpoint, "--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")
+    process = start(checkpoint, *FOREVER)
     assert process.stdout is not None
     shown = process.stdout.read(200)
     process.send_signal(signal.SIGINT)
@@ -249,8 +266,49 @@ def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_130(checkpoint: Pa
     assert err == b"generate.py: interrupted\n"
 
 
+FOREVER = ("--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")
+
+
+def test_an_explained_text_streams_and_ctrl_c_keeps_it(checkpoint: Path, tmp_path: Path) -> None:
+    with (tmp_path / "trace").open("wb") as trace:
+        process = start(checkpoint, *FOREVER, "--explain", stderr=trace)
+        assert process.stdout is not None
+        shown = process.stdout.read(50)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert shown.startswith(b"go ")
+    assert (shown + out).endswith(b"\n")
+    explained = (tmp_path / "trace").read_text(encoding="utf-8")
+    assert explained.count(" · step ") >= 30
+    assert explained.endswith("generate.py: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_shows_the_text_behind_its_explanation_also_after_ctrl_c(checkpoint: Path) -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    shown = ""
+    with start(checkpoint, *FOREVER, "--explain", stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        while shown.count(" · step ") < 5:
+            shown += os.read(controller, 1000).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while part := os.read(controller, 10_000):
+                shown += part.decode(errors="replace")
+    os.close(controller)
+    assert process.returncode == 130
+    traces, _, text = shown.rpartition("candidates, entropy")
+    assert "\x1b[1;32m" in traces
+    assert "go " not in traces
+    assert "\r\ngo " in text
+    assert text.endswith("generate.py: interrupted\r\n")
+
+
 def test_the_text_streams_while_it_is_drawn(checkpoint: Path) -> None:
-    process = start(checkpoint, "--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")
+    process = start(checkpoint, *FOREVER)
     assert process.stdout is not None
     deadline = time.monotonic() + 60
     n_bytes = 0
@@ -277,10 +335,10 @@ def test_explain_prints_every_step_on_stderr_and_the_text_on_stdout(generate: Ge
     words = ["--prompt", "a", "--max-new-tokens", "3", "--top-k", "4", "--seed", "2"]
     code, out, err = generate(*words, "--explain")
     assert (code, out) == (0, generate(*words)[1])
-    assert err.startswith("order of processors: temperature=0.8 → top_k=4\n")
+    assert err.startswith("order of processors: valid_utf8 → temperature=0.8 → top_k=4\n")
     assert err.count(" · step ") == 3
     (sample,) = (json.loads(line) for line in generate(*words, "--explain", "--json")[1].splitlines())
-    assert [stage["name"] for stage in sample["steps"][0]["stages"]] == ["temperature=0.8", "top_k=4"]
+    assert [stage["name"] for stage in sample["steps"][0]["stages"]] == ["valid_utf8", "temperature=0.8", "top_k=4"]
     assert len(sample["steps"]) == 3
 
 
@@ -289,6 +347,8 @@ def test_a_plot_is_written_and_a_wrong_ending_refused_before_torch(generate: Gen
     code, out, err = generate("--prompt", "a", "--plot", str(path))
     assert (code, out, err) == (0, "", f"note: the picture is in {path}\n")
     assert path.stat().st_size > 1000
+    code, _, err = generate("--plot", str(path), "--prompt", "a", "--prompt", "b")
+    assert (code, "--plot draws what follows one prompt, but 2 were given" in err) == (2, True)
     code, _, err = generate("--plot", "picture.jpeg")
     assert (code, "--plot must name a file that ends in .png or .svg or .pdf" in err) == (2, True)
 
@@ -313,7 +373,7 @@ def test_a_processor_and_a_criterion_of_the_users_own_work_from_the_command_line
     )
     words = ["--processor", f"{path}:Never(letters='xyz')", "--criterion", f"{path}:Three", "--json", "--prompt", "a"]
     (sample,) = (json.loads(line) for line in generate(*words)[1].splitlines())
-    assert sample["processors"] == "Never → temperature=0.8"
+    assert sample["processors"] == "valid_utf8 → Never → temperature=0.8"
     assert (sample["reason"], len(sample["token_ids"])) == ("three", 3)
 
 

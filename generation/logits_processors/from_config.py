@@ -16,6 +16,7 @@ from generation.logits_processors.penalties import (
 )
 from generation.logits_processors.row_history import TokenCounts
 from generation.logits_processors.truncation import Epsilon, Eta, MinP, Temperature, TopK, TopP, Typical
+from generation.logits_processors.valid_utf8 import ValidUTF8, has_parts_of_characters
 
 
 def processors_from_config(config: SamplingConfig, tokenizer: Tokenizer, vocab_size: int) -> list[LogitsProcessor]:
@@ -65,6 +66,9 @@ def _bans(config: SamplingConfig, tokenizer: Tokenizer, vocab_size: int) -> list
         processors.append(MinNewTokens(config.min_new_tokens, tokenizer.end_of_text))
     if config.force_end:
         processors.append(ForcedEnd(config.max_new_tokens, tokenizer.end_of_text))
+    # The last of the bans, since it gives way to all others.
+    if config.valid_utf8 and has_parts_of_characters(tokenizer):
+        processors.append(ValidUTF8(tokenizer, vocab_size, config.max_new_tokens - config.force_end))
     return processors
 
 

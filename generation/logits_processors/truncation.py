@@ -25,9 +25,10 @@ class Temperature:
         if self.temperature == 1:
             return logits
         # A shift changes no probability, and it keeps the best token finite at a temperature of 1e-30.
-        lowest = torch.finfo(logits.dtype).min
-        shifted = logits - logits.amax(dim=-1, keepdim=True).clamp(min=lowest)
-        return shifted / max(self.temperature, torch.finfo(logits.dtype).tiny)
+        limits = torch.finfo(logits.dtype)
+        shifted = logits - logits.amax(dim=-1, keepdim=True).clamp(min=limits.min)
+        # A temperature of 1e300 would become infinite in float32, and −inf divided by it no number.
+        return shifted / min(max(self.temperature, limits.tiny), limits.max)
 
 
 class TopK:

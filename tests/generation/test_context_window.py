@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from command_line import UserError
+from command_line import UserError, option_types
 from generation.config import SamplingConfig
 from generation.context_window import ContextWindow
+from model.config import ModelConfig
 from model.gpt import GPT
+from tests.generation.conftest import TINY, VARIANTS, BuildModel
 
 CONTEXT = 16
 TOLERANCE = 1e-5
@@ -46,19 +48,67 @@ def full_pass(model: GPT, tokens: list[int]) -> Tensor:
     return logits[0, -1]
 
 
-@pytest.mark.parametrize(("policy", "n_kept"), [("window", CONTEXT // 2), ("exact", CONTEXT)])
-@pytest.mark.parametrize("variant", ["gpt2", "llama", "ours"])
-def test_cached_logits_equal_an_uncached_pass_over_the_kept_tokens(
-    build_model: Callable[..., GPT], variant: str, policy: Any, n_kept: int
+@torch.inference_mode()
+def full_passes(model: GPT, texts: list[list[int]]) -> Tensor:
+    """The logits behind each text without any cache, (N, V); texts of equal length share a pass."""
+    logits = torch.empty(len(texts), model.config.vocab_size)
+    for length in {len(tokens) for tokens in texts}:
+        chosen = [index for index, tokens in enumerate(texts) if len(tokens) == length]
+        logits[chosen] = model(torch.tensor([texts[index] for index in chosen]))[:, -1]
+    return logits
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    **VARIANTS,
+    "head": {
+        "feed_forward": "gelu",
+        "n_feed_forward": 24,
+        "head_width": 6,
+        "bias": False,
+        "feed_forward_bias": True,
+        "bigram_rows": 64,
+    },
+    "linear": {"positions": "rotary", "rope_scaling": "linear", "rope_scaling_factor": 4.0, "trigram_rows": 64},
+    "llama3": {
+        "positions": "rotary",
+        "rope_theta": 500.0,
+        "rope_scaling": "llama3",
+        "rope_scaling_factor": 8.0,
+        "rope_low_frequency_factor": 1.5,
+        "rope_high_frequency_factor": 3.0,
+        "rope_original_context": 32,
+        "feed_forward_bias": False,
+    },
+}
+
+
+def test_the_architectures_cover_every_option_of_a_model() -> None:
+    defaults = ModelConfig(**TINY)
+    of_no_matter = {*TINY, "initialization", "dropout", "norm_eps"}  # sizes, and what changes weights but not decoding
+    for name, kind in option_types(ModelConfig).items():
+        default = getattr(defaults, name)
+        used = {default, *(options.get(name, default) for options in ARCHITECTURES.values())}
+        if name not in of_no_matter:
+            assert used >= set(kind.choices), f"{name} is tested with {used} only"
+            assert len(used) > 1, f"{name} is tested with {used} only"
+
+
+@pytest.mark.parametrize(("policy", "n_kept", "n_tokens"), [("window", CONTEXT // 2, 500), ("exact", CONTEXT, 100)])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_cached_tokens_equal_uncached_passes_over_the_kept_ones(
+    build_model: BuildModel, architecture: str, policy: Any, n_kept: int, n_tokens: int
 ) -> None:
-    model = build_model(variant)
+    model = build_model("gpt2", **ARCHITECTURES[architecture])
     prompts = [[5, 6, 7], [9], list(range(CONTEXT))]
     window = ContextWindow(model, prompts, [0, 1, 2], SamplingConfig(max_new_tokens=10**6, cache=policy))
-    for rows, logits in decode_greedily(window, 500 if policy == "window" else 60):
-        for prompt, row, of_row in zip(prompts, rows, logits, strict=True):
-            expected = full_pass(model, visible_tokens(len(prompt), row, n_kept))
-            assert (of_row - expected).abs().max() <= TOLERANCE
-            assert of_row.argmax() == expected.argmax()
+    cached: list[Tensor] = []
+    seen: list[list[int]] = []
+    for rows, logits in decode_greedily(window, n_tokens):
+        cached.append(logits)
+        seen += [visible_tokens(len(prompt), row, n_kept) for prompt, row in zip(prompts, rows, strict=True)]
+    actual, expected = torch.cat(cached), full_passes(model, seen)
+    assert (actual - expected).abs().max() <= TOLERANCE
+    assert torch.equal(actual.argmax(dim=-1), expected.argmax(dim=-1))
 
 
 class BandedPass:
@@ -83,9 +133,9 @@ class BandedPass:
         pass
 
 
-@pytest.mark.parametrize("variant", ["llama", "ours"])
-def test_rolling_logits_equal_a_banded_full_pass(build_model: Callable[..., GPT], variant: str) -> None:
-    model = build_model(variant)
+@pytest.mark.parametrize("architecture", ["llama", "ours", "linear", "llama3"])
+def test_rolling_logits_equal_a_banded_full_pass(build_model: BuildModel, architecture: str) -> None:
+    model = build_model("gpt2", **ARCHITECTURES[architecture])
     window = ContextWindow(model, [[5, 6, 7], [9]], [0, 1], SamplingConfig(max_new_tokens=10**6, cache="rolling"))
     for rows, logits in decode_greedily(window, 80):
         for row, of_row in zip(rows, logits, strict=True):

@@ -32,7 +32,7 @@ def model_probabilities(generator: TextGenerator, prompt: str) -> torch.Tensor:
 
 
 def test_next_tokens_are_the_models_best_with_their_probability_and_chance(generator: TextGenerator) -> None:
-    found = next_tokens(generator, "ab", 7, SamplingConfig(temperature=0.5, top_k=3))
+    found = next_tokens(generator, "ab", 7, SamplingConfig(temperature=0.5, top_k=3, valid_utf8=False))
     probabilities = model_probabilities(generator, "ab")
     best = probabilities.topk(7)
     assert [token.token_id for token in found.tokens] == best.indices.tolist()
@@ -44,11 +44,8 @@ def test_next_tokens_are_the_models_best_with_their_probability_and_chance(gener
 
 
 def test_at_temperature_0_the_best_token_is_certain(generator: TextGenerator) -> None:
-    assert [token.chance for token in next_tokens(generator, "ab", 3, SamplingConfig(temperature=0)).tokens] == [
-        1,
-        0,
-        0,
-    ]
+    found = next_tokens(generator, "ab", 3, SamplingConfig(temperature=0, valid_utf8=False))
+    assert [token.chance for token in found.tokens] == [1, 0, 0]
 
 
 def test_more_next_tokens_than_the_vocabulary_has_are_all_of_them(generator: TextGenerator) -> None:
@@ -104,7 +101,9 @@ def test_chinese_takes_two_columns() -> None:
 def test_a_trace_tells_what_each_processor_did(generator: TextGenerator) -> None:
     probabilities = model_probabilities(generator, "ab")
     first, second = probabilities.topk(2).indices.tolist()
-    settings = SamplingConfig(suppress_tokens=(first,), top_k=4, temperature=1, max_new_tokens=1, seed=5)
+    settings = SamplingConfig(
+        suppress_tokens=(first,), valid_utf8=False, top_k=4, temperature=1, max_new_tokens=1, seed=5
+    )
     (result,) = generator.generate("ab", settings, n_alternatives=3)
     (trace,) = result.traces
     bans, cut = trace.stages

@@ -1,10 +1,13 @@
 """Every logits processor against one table of properties, a naive reference and Hugging Face's own classes."""
 
+import contextlib
+import itertools
 import math
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizers.characters import CharacterTokenizer
+from generation.logits_processors import bans, penalties, truncation, valid_utf8
 from generation.logits_processors.bans import (
     AllowedTokens,
     BanFirst,
@@ -31,6 +35,7 @@ from generation.logits_processors.penalties import (
 )
 from generation.logits_processors.row_history import TokenCounts
 from generation.logits_processors.truncation import Epsilon, Eta, MinP, Temperature, TopK, TopP, Typical
+from generation.logits_processors.valid_utf8 import ValidUTF8
 
 INF = math.inf
 LETTERS = CharacterTokenizer("ab 1٣.A武")
@@ -82,7 +87,7 @@ class Rule:
     """A processor, how it is built from random parameters, its naive reference and a parameter that does nothing."""
 
     build: Callable[[random.Random], tuple[Callable[[], LogitsProcessor], Naive]]
-    identity: Callable[[], LogitsProcessor] | None
+    identity: Callable[[], LogitsProcessor]
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -112,7 +117,7 @@ def first_to_reach(order: Sequence[int], probabilities: Sequence[float], mass: f
 
 
 def temperature_rule(chance: random.Random) -> Any:
-    t = chance.choice([0.1, 0.7, 3.0])
+    t = chance.choice([0.1, 0.7, 3.0, 1e300])
     return lambda: Temperature(t), lambda _, logits, __: [(logit - max(logits)) / t for logit in logits]
 
 
@@ -275,6 +280,44 @@ def ban_first_rule(chance: random.Random) -> Any:
     return lambda: BanFirst(kinds, LETTERS), naive
 
 
+class Parts(CharacterTokenizer):
+    """As many tokens as LETTERS, but most hold parts of characters."""
+
+    PARTS = (b"a", b"\xe6", b"\xad", b"\xa6", b"\xad\xa6\xe6", b"\xf0\x9f", b"\x98\x80", b"\xc3\xa9b\xed", b"")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.PARTS[token_id]
+
+
+PARTS = Parts(LETTERS.characters)
+
+
+@cache
+def tokens_needed(raw: bytes) -> float:
+    """The fewest of PARTS behind which a text is valid; infinitely many when it is broken."""
+    for n_more in range(4):
+        for ending in itertools.product(Parts.PARTS[:END], repeat=n_more):
+            with contextlib.suppress(UnicodeDecodeError):
+                (raw + b"".join(ending)).decode()
+                return n_more
+    return INF
+
+
+def valid_utf8_rule(chance: random.Random) -> Any:
+    n = chance.randint(1, 9)
+
+    def naive(tokens: list[int], logits: list[float], prompt_length: int) -> list[float]:
+        raw = b"".join(map(PARTS.token_bytes, tokens[prompt_length:]))
+        tails = (raw[-length:] for length in (3, 2, 1) if length <= len(raw))
+        begun = next((tail for tail in tails if tail[0] >= 0xC0 and 0 < tokens_needed(tail) < INF), b"")
+        n_left = max(0, n - 1 - (len(tokens) - prompt_length))
+        needed = [tokens_needed(begun + PARTS.token_bytes(t)) for t in range(V)]
+        kept = keep(logits, lambda t: needed[t] <= n_left and not (t == END and begun))
+        return kept if max(kept) > -INF else logits
+
+    return lambda: ValidUTF8(PARTS, V, n), naive
+
+
 RULES: dict[str, Rule] = {
     "temperature": Rule(temperature_rule, lambda: Temperature(1.0)),
     "top_k": Rule(top_k_rule, lambda: TopK(V)),
@@ -294,7 +337,8 @@ RULES: dict[str, Rule] = {
     "allowed": Rule(allowed_rule, lambda: AllowedTokens(lambda _: range(V))),
     "no_repeat_ngram": Rule(no_repeat_ngram_rule, lambda: NoRepeatNgram(100)),
     "ban_texts": Rule(ban_texts_rule, lambda: BanTexts(["not in the vocabulary"], LETTERS)),
-    "ban_first": Rule(ban_first_rule, None),
+    "ban_first": Rule(ban_first_rule, lambda: BanFirst([], LETTERS)),
+    "valid_utf8": Rule(valid_utf8_rule, lambda: ValidUTF8(LETTERS, V, 1)),
 }
 
 
@@ -313,6 +357,14 @@ def cases(rule: Rule) -> Any:
         chance = random.Random(number)
         build, naive = rule.build(chance)
         yield build, naive, Situation.draw(chance, batch_size=chance.randint(1, 4))
+
+
+def test_every_processor_of_the_room_stands_in_the_table() -> None:
+    modules = (bans, penalties, truncation, valid_utf8)
+    classes = {value for module in modules for value in vars(module).values() if hasattr(value, "stage")}
+    tested = {type(rule.identity()) for rule in RULES.values()}
+    assert len(tested) == len(RULES)
+    assert classes == tested
 
 
 def test_equals_its_naive_reference(rule: Rule) -> None:
@@ -342,8 +394,6 @@ def test_a_batch_equals_its_rows_one_by_one(rule: Rule) -> None:
 
 
 def test_its_identity_changes_no_bit(rule: Rule) -> None:
-    if rule.identity is None:
-        pytest.skip("this rule has no parameter that does nothing")
     for _, _, situation in cases(rule):
         assert torch.equal(apply(rule.identity(), situation), situation.logits)
 

@@ -58,7 +58,7 @@ def test_greedy_text_is_the_repeated_argmax_of_the_model(generator: TextGenerato
     for _ in range(10):
         with torch.no_grad():
             tokens.append(int(generator.model(torch.tensor([tokens]))[0, -1].argmax()))
-    (result,) = generator.generate("ab", SamplingConfig(temperature=0, max_new_tokens=10))
+    (result,) = generator.generate("ab", SamplingConfig(temperature=0, max_new_tokens=10, valid_utf8=False))
     assert result.token_ids == tokens[2:]
     assert result.reason == "max_new_tokens"
 
@@ -88,8 +88,22 @@ def test_the_same_seed_repeats_and_another_differs(generator: TextGenerator) -> 
 
 
 def test_pieces_join_to_the_decoded_tokens(generator: TextGenerator) -> None:
-    for result in generator.generate(["武", ""], SamplingConfig(num_samples=5, max_new_tokens=80, temperature=2)):
-        assert result.text == BYTES.decode(result.token_ids)
+    settings = SamplingConfig(num_samples=5, max_new_tokens=80, temperature=2, valid_utf8=False)
+    results = generator.generate(["武", ""], settings)
+    assert any("\ufffd" in result.text for result in results)
+    assert [result.text for result in results] == [BYTES.decode(result.token_ids) for result in results]
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 30])
+@pytest.mark.parametrize("settings", [{}, {"force_end": True}, {"temperature": 0.0}, {"top_k": 2}], ids=str)
+def test_a_text_is_valid_utf8_wherever_it_is_cut(
+    generator: TextGenerator, settings: dict[str, Any], max_new_tokens: int
+) -> None:
+    sampling = SamplingConfig(num_samples=20, max_new_tokens=max_new_tokens, **settings)
+    for result in generator.generate("武", sampling):
+        assert "\ufffd" not in result.text
+        assert BYTES.decode(result.token_ids).encode() == bytes(token for token in result.token_ids if token != END)
+        assert result.reason in ("max_new_tokens", "end_of_text")
 
 
 def test_a_text_ends_at_end_of_text_and_says_so(certain_generator: Callable[[str], TextGenerator]) -> None:
