@@ -12,10 +12,14 @@ result of those before it, and nanoGPT, which takes longer, may be left out of l
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
+import itertools
 import json
+import multiprocessing
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,8 @@ from command_line import UserError
 
 QUESTION = "reliability_kill"
 TRIALS = 3000
+PROCESSES = 4
+"""Trials at the same time: they wait more than they compute."""
 PEER = "nanoGPT"
 
 
@@ -50,20 +56,33 @@ def earlier_facts(first_seed: int, contenders: list[str], folder: Path = RESULTS
     return facts
 
 
+def kill_in_parallel(kill: Callable[..., Tally], n_trials: int, first_seed: int, folder: Path) -> list[Tally]:
+    """The tallies of `kill(n_trials, folder, first_seed)`, its trials dealt out to a few processes."""
+    n_parts = min(PROCESSES, n_trials)
+    borders = [first_seed + n_trials * part // n_parts for part in range(n_parts + 1)]
+    folders = [folder / str(part) for part in range(n_parts)]
+    for part in folders:
+        part.mkdir(parents=True)
+    lengths = [end - begin for begin, end in itertools.pairwise(borders)]
+    # Fresh interpreters: one that has computed on several threads must not be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_parts, context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        return list(executor.map(kill, lengths, folders, borders[:-1]))
+
+
 def answer(config: BenchmarkConfig) -> Report:
     """Kill ours, and nanoGPT when it is there."""
-    torch.set_num_threads(1)
     n_trials = config.turns(TRIALS) if not config.quick else config.rounds or 5
     contenders = [OURS, *([PEER] if config.nanogpt is not None else [])]
     facts = earlier_facts(config.first_seed, contenders)
     tallies = {name: Tally(**facts[name]) for name in (OURS, PEER) if name in facts}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "ours").mkdir()
-        tallies[OURS].add(kill_our_runs(n_trials, folder / "ours", config.first_seed))
+    with tempfile.TemporaryDirectory() as folder:
+        for tally in kill_in_parallel(kill_our_runs, n_trials, config.first_seed, Path(folder) / "ours"):
+            tallies[OURS].add(tally)
         if config.nanogpt is not None:
-            (folder / "peer").mkdir()
-            tallies[PEER].add(kill_nanogpt(Path(config.nanogpt), n_trials, folder / "peer", config.first_seed))
+            kill_peer = functools.partial(kill_nanogpt, Path(config.nanogpt))
+            for tally in kill_in_parallel(kill_peer, n_trials, config.first_seed, Path(folder) / "peer"):
+                tallies[PEER].add(tally)
     notes = [
         f"{name}: {tally.trials} trials, {tally.kills} kills, {tally.kills_in_save} of them within a save, "
         f"{tally.n_lost} lost"
