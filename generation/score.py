@@ -84,19 +84,28 @@ class Score:
 def score_documents(model: "GPT", tokenizer: "Tokenizer", documents: Iterable[str], stride: int | None = None) -> Score:
     """Score documents as they are trained on: one behind the other, with an end of text behind each.
 
-    A token sees at least C − stride tokens before it (except at the very beginning, where an end of text stands).
+    A token sees at least C − stride tokens before it (except at the very beginning, where an end of text stands). A
+    begin-of-text token, where the tokenizer has one, stands before each document and is not counted.
     Raises UserError when there is no text, or for a stride above the context.
     """
-    token_ids: list[int] = []
+    # What stands before a document is given to the model and not predicted by it.
+    before = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
+    stream = [] if before else [tokenizer.end_of_text]
+    counted: list[int] = []  # places in the stream
     n_documents = n_characters = n_bytes = 0
     for document in documents:
-        token_ids += [*tokenizer.encode(document), tokenizer.end_of_text]
+        stream += before
+        start = len(stream)
+        stream += [*tokenizer.encode(document), tokenizer.end_of_text]
+        counted += range(start, len(stream))
         n_documents, n_characters = n_documents + 1, n_characters + len(document)
         n_bytes += len(document.encode("utf-8", errors="surrogatepass"))
     if not n_bytes:
         raise UserError("there is no text to score")
-    nats = token_nats(model, [tokenizer.end_of_text, *token_ids], stride)
-    return Score(token_ids, nats, n_documents, n_characters, n_bytes)
+    nats = token_nats(model, stream, stride)  # from the second token on
+    return Score(
+        [stream[place] for place in counted], [nats[place - 1] for place in counted], n_documents, n_characters, n_bytes
+    )
 
 
 def token_nats(model: "GPT", token_ids: list[int], stride: int | None = None) -> list[float]:

@@ -8,16 +8,20 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import train
+from data.prepare import prepare_corpus
 from data.tokenizers.base import END_OF_TEXT
 from data.tokenizers.registry import build_tokenizer, tokenizer_from_state
 from data.tokenizers.tokenizer_json import export_tokenizer
 from generation.config import SamplingConfig
+from generation.score import score_documents
 from generation.text_generator import TextGenerator
 from model.checkpoint import load_checkpoint, read_card, save_checkpoint
 from model.config import preset_config
@@ -154,6 +158,23 @@ def test_summary_of_a_llama_never_begins_with_a_digit_when_digits_are_banned(con
     assert begin_with_digit(dataclasses.replace(free, ban_first=("digits",))) == 0
 
 
+def test_score_of_an_imported_llama_is_the_loss_of_transformers(convert: Convert) -> None:
+    """Every document begins with <s>, which is given and not predicted, and ends with </s>, which is."""
+    llama_folder(Path("llama"))
+    assert convert("import", "llama", "--output", "llama.pt")[0] == 0
+    generator = TextGenerator.load("llama.pt", "cpu")
+    documents = ["Who lives in the pond?", "3 frogs and 12 ducks."]
+    score = score_documents(generator.model, generator.tokenizer, documents)
+
+    twin = transformers.AutoModelForCausalLM.from_pretrained("llama")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file="llama/tokenizer.json")
+    token_ids = torch.tensor([[token_id for text in documents for token_id in [*theirs.encode(text), 2]]])
+    assert int((token_ids == 1).sum()) == len(documents)
+    loss = twin(token_ids, labels=token_ids.masked_fill(token_ids == 1, -100)).loss
+    assert score.total_nats / len(score.nats) == pytest.approx(loss.item(), rel=1e-5)
+    assert score.token_ids == token_ids[token_ids != 1].tolist()
+
+
 def llama_folder(folder: Path) -> None:
     """A tiny Llama of transformers whose vocabulary spells spaces as ▁ and begins every text with <s>."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
@@ -186,6 +207,30 @@ def test_what_was_exported_comes_back_the_same(convert: Convert, tmp_path: Path)
         assert torch.equal(tensor, back.state_dict[name]), name
     ours, theirs = tokenizer_from_state(first.tokenizer), tokenizer_from_state(back.tokenizer)
     assert ours.encode(TALES) == theirs.encode(TALES)
+
+
+def test_imported_model_is_fine_tuned_by_adapters_and_leaves_again(
+    gpt2_folder: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert convert("import", gpt2_folder, "--output", "base.pt")[0] == 0
+    Path("my.txt").write_text(TALES, encoding="utf-8")
+    monkeypatch.setattr("training.start.prepare_corpus", partial(prepare_corpus, cache_folder=Path("tokens")))
+    monkeypatch.setattr(train, "CHECKPOINTS", Path("checkpoints").resolve())
+    words = ("--init", "base.pt", "--data", "my.txt", "--run", "tuned", "--steps", 2, "--lora-rank", 2)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words), "--sample-tokens", "0", "--threads", "1"])
+    train.main()
+    assert "export      possible" in capfd.readouterr().err
+
+    tuned = Path("checkpoints/tuned/best.pt")
+    assert convert("export", tuned, "--to", "hf", "--output", "out")[0] == 0
+    twin = transformers.AutoModelForCausalLM.from_pretrained("out")
+    theirs = transformers.AutoTokenizer.from_pretrained("out")
+    prompt = theirs(PROMPT, return_tensors="pt")
+    base, model = (load_checkpoint(Path(path)).build_model() for path in ("base.pt", tuned))
+    with torch.no_grad():
+        logits = twin(**prompt).logits
+        torch.testing.assert_close(logits, model(prompt.input_ids), rtol=0, atol=1e-4)
+        assert (logits - base(prompt.input_ids)).abs().max() > 1e-3
 
 
 def test_tokenizer_that_is_missing_is_said_before_weights_are_read(gpt2_folder: Path, convert: Convert) -> None:
