@@ -49,6 +49,16 @@ def block_matrices(config: ModelConfig) -> int:
     return config.n_layer * (_attention_matrices(config) + _feed_forward_matrices(config))
 
 
+def adapter_parameters(config: ModelConfig, rank: int, matrices: str) -> int:
+    """Trainable numbers of the low-rank adapters of `model/lora.py`: rank times both sides of every adapted matrix."""
+    C = config.n_embd
+    sides = {
+        "attention": C + _qkv_width(config) + config.n_head * config.channels_per_head + C,
+        "feed_forward": (3 if config.feed_forward == "swiglu" else 2) * (C + config.feed_forward_width),
+    }
+    return config.n_layer * rank * sum(sides[part] for part in sides if matrices in ("all", part))
+
+
 def _qkv_width(config: ModelConfig) -> int:
     return (config.n_head + 2 * config.key_value_heads) * config.channels_per_head
 
@@ -126,20 +136,25 @@ def training_memory(
     precision: Precision = "fp32",
     *,
     device: str = "cpu",
+    n_adapters: int = 0,
 ) -> TrainingMemory:
-    """Peak bytes of training on one device without compilation; weights, gradients and optimizer stay in fp32."""
+    """Peak bytes of training on one device without compilation; weights, gradients and optimizer stay in fp32.
+
+    With `n_adapters` numbers in low-rank adapters, only these are trained.
+    """
     n_parameters = count_parameters(config)
-    n_muon = block_matrices(config) if optimizer == "muon" else 0
+    n_trained = n_adapters or n_parameters
+    n_muon = (n_adapters or block_matrices(config)) if optimizer == "muon" else 0
     tokens = micro_batch_size * context
     kept = tokens * _kept_per_token(config, context, precision, device)
     # Autocast keeps a bf16 copy of every matrix until the backward pass has used it.
     copies = 2 * (block_matrices(config) + config.vocab_size * config.n_embd) if precision == "bf16" else 0
     # When the optimizer works, the activations are gone: what counts is the larger of the two.
-    passing = max(kept + copies + _loss_buffers(config, tokens), _muon_buffers(n_muon))
+    passing = max(kept + copies + _loss_buffers(config, tokens, is_frozen=n_adapters > 0), _muon_buffers(n_muon))
     return TrainingMemory(
-        weights=4 * n_parameters,
-        gradients=4 * n_parameters,
-        optimizer=8 * (n_parameters - n_muon) + 4 * n_muon,
+        weights=4 * (n_parameters + n_adapters),
+        gradients=4 * n_trained,
+        optimizer=8 * (n_trained - n_muon) + 4 * n_muon,
         activations=int(passing * _ALLOCATOR_OVERHEAD),
     )
 
@@ -190,10 +205,11 @@ def _kept_by_attention(config: ModelConfig, context: int, precision: Precision, 
     return size * _qkv_width(config) + changed + mixed + 4 * config.n_head
 
 
-def _loss_buffers(config: ModelConfig, tokens: int) -> int:
+def _loss_buffers(config: ModelConfig, tokens: int, *, is_frozen: bool) -> int:
     """Bytes of the final hidden states, their gradient, three chunks of logits, the head's unscaled gradient."""
     chunk = min(tokens, max(16, 2**22 // config.vocab_size)) * config.vocab_size
-    return 4 * (2 * tokens * config.n_embd + 3 * chunk + config.vocab_size * config.n_embd)
+    head_gradient = 0 if is_frozen else config.vocab_size * config.n_embd
+    return 4 * (2 * tokens * config.n_embd + 3 * chunk + head_gradient)
 
 
 def _muon_buffers(n_muon: int) -> int:

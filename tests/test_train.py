@@ -12,6 +12,8 @@ import torch
 import train
 from command_line import UserError
 from data.prepare import prepare_corpus
+from data.tokenizers.utf8_bytes import ByteTokenizer
+from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 from training import start
@@ -115,6 +117,32 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_checkpoint( 
     assert tuned["tokenizer"] == original["tokenizer"]
     assert tuned["training_state"]["train_config"]["learning_rate"] == pytest.approx(0.1 * 0.02)
     assert tuned["training_state"]["train_config"]["weight_decay"] == 0.1
+
+
+def test_adapters_leave_an_ordinary_checkpoint_and_resume_without_the_one_they_started_from(  # type: ignore[no-untyped-def]
+    run_train, text: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.pt"
+    model = GPT(ModelConfig(vocab_size=257, context_length=32, n_layer=1, n_head=2, n_embd=16))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokenizer = ByteTokenizer().state()
+    save_checkpoint(base, model_config=model.config, state_dict=before, tokenizer=tokenizer, provenance={})
+    flags = ("--data", text, "--init", base, "--lora-rank", 2, "--run", "tuned", "--steps", 3)
+    said = run_train(*flags, "--sample-tokens", 0, "--threads", 1)
+    # Both sides of each matrix: (16 + 48) + (16 + 16) of attention, 2 × (16 + 64) of the feed-forward layer.
+    assert f"trained: {2 * (96 + 160)} in adapters" in said
+    tuned = torch.load(tmp_path / "checkpoints/tuned/best.pt", weights_only=True)
+    GPT(ModelConfig(**tuned["model_config"])).load_state_dict(tuned["state_dict"])
+    changed = {name for name, tensor in tuned["state_dict"].items() if not torch.equal(tensor, before[name])}
+    matrices = ("attention.qkv", "attention.projection", "feed_forward.up", "feed_forward.down")
+    assert changed == {f"blocks.0.{matrix}.weight" for matrix in matrices}
+    base.unlink()
+    assert "at step 3 of 3" in run_train(*flags, "--resume")
+
+
+def test_adapters_without_a_trained_model_are_refused(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=r"--lora-rank trains adapters beside the weights .* name it with --init"):
+        run_train("--data", text, "--lora-rank", 2, "--run", "x")
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(4, 0.1), (120, 1.0)])

@@ -64,6 +64,16 @@ class TrainConfig:
     momentum: float = option(0.95, "Muon: memory of the gradient", at_least=0, below=1)
     gradient_clip: float = option(1.0, "largest norm of the whole gradient; 0: no limit", at_least=0)
 
+    lora_rank: int = option(
+        0,
+        "with --init: train low-rank adapters of this rank beside frozen weights; 0: all weights",
+        at_least=0,
+        at_most=4096,
+        group="low-rank adapters",
+    )
+    lora_alpha: float = option(16.0, "strength of the adapters; their product is scaled by alpha / rank", above=0)
+    lora_matrices: Literal["all", "attention", "feed_forward"] = option("all", "matrices that get an adapter")
+
     schedule: Literal["cosine", "linear", "wsd", "constant"] = option(
         "linear", "shape of the learning rate after the warm-up (wsd: stable, then decay)", group="schedule"
     )

@@ -18,7 +18,7 @@ import torch
 from command_line import EXIT_OUT_OF_MEMORY, UserError
 from data.prepare import PreparedCorpus
 from model.config import ModelConfig
-from model.cost import TrainingMemory, block_matrices, count_parameters, training_memory
+from model.cost import TrainingMemory, adapter_parameters, block_matrices, count_parameters, training_memory
 from model.layouts.registry import why_not_exportable
 from training.config import TrainConfig
 from training.distributed import Workers
@@ -54,6 +54,8 @@ class Preflight:
     seconds: float
     """From now to the exit."""
     world_size: int = 1
+    n_adapters: int = 0
+    """Numbers in low-rank adapters, when only these are trained."""
 
     @property
     def epochs(self) -> float:
@@ -77,7 +79,8 @@ class Preflight:
             f"tokenizer   {corpus.tokenizer.name}: vocabulary {corpus.tokenizer.vocab_size:,}, "
             f"{bytes_per_token:.2f} bytes per token",
             f"model       {count_parameters(self.model_config):,} parameters, "
-            f"context {self.model_config.context_length}",
+            f"context {self.model_config.context_length}"
+            + (f"; trained: {self.n_adapters:,} in adapters" if self.n_adapters else ""),
             f"machine     {processes}{plan.device}, {plan.precision}, {plan.threads} threads, "
             f"about {self.memory_bytes / 1e9:.2f} GB of memory",
             f"speed       {self.tokens_per_second:,.0f} tokens/s measured",
@@ -89,7 +92,7 @@ class Preflight:
     def advice(self) -> list[str]:
         """What does not fit together, and what to try; nothing when all is well."""
         return advice(
-            count_parameters(self.model_config) - ngram_parameters(self.model_config),
+            self.n_adapters or count_parameters(self.model_config) - ngram_parameters(self.model_config),
             self.corpus.n_training_tokens,
             self.epochs,
         )
@@ -182,7 +185,12 @@ def prepare_plan(
         tokens_per_second=batch_tokens / step_seconds,
         seconds=seconds,
         world_size=workers.world_size,
+        n_adapters=_n_adapters(train_config, model_config),
     )
+
+
+def _n_adapters(train_config: TrainConfig, model_config: ModelConfig) -> int:
+    return adapter_parameters(model_config, train_config.lora_rank, train_config.lora_matrices)
 
 
 def choose_sequences(train_config: TrainConfig, model_config: ModelConfig, workers: Workers) -> int:
@@ -224,7 +232,9 @@ def choose_micro_batch(
 
     def needed(size: int) -> int:
         context_length = model_config.context_length
-        memory = training_memory(model_config, size, context_length, train_config.optimizer, precision)
+        n_adapters = _n_adapters(train_config, model_config)
+        optimizer = train_config.optimizer
+        memory = training_memory(model_config, size, context_length, optimizer, precision, n_adapters=n_adapters)
         if train_config.parallel == "fsdp":
             return sharded_memory(memory, model_config, workers.world_size)
         return memory.total

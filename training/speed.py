@@ -12,9 +12,9 @@ import torch
 from data.batches import Batches
 from data.prepare import PreparedCorpus
 from model.config import ModelConfig
-from model.gpt import GPT
 from training.config import TrainConfig
 from training.distributed import Workers
+from training.fine_tuning import starting_model
 from training.optimizers import build_optimizer
 from training.parallel import LossFunction, place
 from training.precision import autocast
@@ -51,7 +51,8 @@ def measure_speed(
     Several processes do the same at the same time, so that what they lose to each other is in the numbers.
     """
     random_state = torch.get_rng_state()
-    model = place(GPT(model_config), device, workers, train_config.parallel).train()
+    throwaway = starting_model(model_config, train_config, None, resumed=False)
+    model = place(throwaway, device, workers, train_config.parallel)
     loss_function = LossFunction(model, workers, compiled=False)
     optimizer = build_optimizer(model, train_config)
     batches = Batches(corpus.training, model_config.context_length, micro_batch_size, train_config.seed)

@@ -28,11 +28,11 @@ from data.sources import open_source
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import ModelConfig, preset_config
-from model.gpt import GPT
 from training.config import TrainConfig
 from training.distributed import Workers, join_workers, local_device
+from training.fine_tuning import fine_tuning, starting_model
 from training.interruption import InterruptedRunError, Interruption
-from training.optimizers import DEFAULT_WEIGHT_DECAY, learning_rates, weight_decay_for
+from training.optimizers import weight_decay_for
 from training.parallel import blank, outline
 from training.plan import Plan
 from training.precision import keep_freed_memory
@@ -41,9 +41,6 @@ from training.run_state import RunFolder
 from training.samples import Sampler
 from training.summary import summary_lines
 from training.trainer import Trainer
-
-FINE_TUNING_RATE = 0.1
-"""A trained model goes on at a tenth of the rates: larger steps would undo what it knows."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +159,8 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
         if request.model_overrides:
             name = next(iter(request.model_overrides))
             raise UserError(f"{flag_name(name)} cannot change a trained model; leave it out or train without --init")
+    elif config.lora_rank:
+        raise UserError("--lora-rank trains adapters beside the weights of a trained model; name it with --init")
     context_length = _context_length(request, initial)
     tokenizer_state = None if initial is None else initial.tokenizer
     corpus = _prepare_corpus(config, context_length, tokenizer_state, workers, interruption)
@@ -177,17 +176,6 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     if config.weight_decay is None:
         config = dataclasses.replace(config, weight_decay=weight_decay_for(preflight.epochs))
     return _Prepared(corpus, model_config, config, preflight.plan, initial)
-
-
-def fine_tuning(config: TrainConfig) -> TrainConfig:
-    """The config with the lower rates and the mild decay that a trained model wants, where none were given."""
-    rate, embedding_rate = learning_rates(config)
-    return dataclasses.replace(
-        config,
-        weight_decay=DEFAULT_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
-        learning_rate=config.learning_rate or rate * FINE_TUNING_RATE,
-        embedding_learning_rate=config.embedding_learning_rate or embedding_rate * FINE_TUNING_RATE,
-    )
 
 
 def _context_length(request: Request, initial: Checkpoint | None) -> int:
@@ -275,11 +263,8 @@ def _train(
     interruption: Interruption,
 ) -> None:
     torch.manual_seed(prepared.train_config.seed)
-    if prepared.initial is None:
-        model = GPT(prepared.model_config)
-    else:
-        model = prepared.initial.build_model()
-    sampler = Sampler(model.train(), prepared.corpus, prepared.train_config, run_folder.samples_path, workers)
+    model = starting_model(prepared.model_config, prepared.train_config, prepared.initial, resumed=resumed is not None)
+    sampler = Sampler(model, prepared.corpus, prepared.train_config, run_folder.samples_path, workers)
     trainer = Trainer(
         model,
         prepared.corpus,

@@ -22,6 +22,7 @@ from data.batches import Batches
 from data.prepare import PreparedCorpus
 from model.checkpoint import StorageError
 from model.gpt import GPT
+from model.lora import merged, unmerged
 from training.config import TrainConfig
 from training.distributed import Workers, local_device
 from training.evaluation import evaluate
@@ -203,7 +204,7 @@ class Trainer:
             with self._survived(progress, must_succeed=self.done.step == self.plan.n_steps):
                 self.run_folder.save_best(
                     model_config=self.model.config,
-                    state_dict=state_dict,
+                    state_dict=merged(self.model, state_dict),
                     tokenizer=self.corpus.tokenizer.state(),
                     provenance=self._provenance(),
                 )
@@ -222,7 +223,7 @@ class Trainer:
                 self.run_folder.save_step(
                     self.done.step,
                     model_config=self.model.config,
-                    state_dict=state_dict,
+                    state_dict=merged(self.model, state_dict),
                     tokenizer=self.corpus.tokenizer.state(),
                     provenance=self._provenance(),
                     training_state=training_state,
@@ -258,6 +259,7 @@ class Trainer:
             "plan": config_to_dict(self.plan),
             "progress": dict(vars(self.done)),
             "optimizer": self.optimizer.state_dict(),
+            "adapters": unmerged(self.model, self.model.state_dict()),
             "corpus_hash": self.corpus.corpus_hash,
             "random_state": torch.get_rng_state(),
         }

@@ -144,7 +144,6 @@ PEAK_OF_TRAINING = """
 import json, pathlib, sys, torch
 from model.config import ModelConfig, preset_config
 from model.gpt import GPT
-from model.initialization import outlined
 from training.config import TrainConfig
 from training.optimizers import build_optimizer
 

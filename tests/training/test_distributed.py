@@ -34,6 +34,7 @@ from tests.training.conftest import CONTEXT_LENGTH, PLAN, SENTENCES, TINY_MODEL
 from training.config import TrainConfig
 from training.distributed import Workers, join_workers, local_device
 from training.evaluation import evaluate
+from training.fine_tuning import starting_model
 from training.interruption import Interruption
 from training.parallel import place
 from training.plan import Plan
@@ -147,12 +148,13 @@ def prepared(folder: Path) -> PreparedCorpus:
 def trainer_of(workers: Workers, job: Job) -> Iterator[Trainer]:
     torch.manual_seed(5)
     checkpoint = None if job.resumed_from is None else load_checkpoint(job.resumed_from)
-    model = GPT(ModelConfig(**{**TINY_MODEL, **job.model})) if checkpoint is None else checkpoint.build_model().train()
+    model_config, train_config = ModelConfig(**{**TINY_MODEL, **job.model}), TrainConfig(**job.config)
+    model = starting_model(model_config, train_config, checkpoint, resumed=checkpoint is not None)
     with RunFolder.open(job.run, resume=False, overwrite=True) if workers.is_main else RunFolder(job.run) as run_folder:
         trainer = Trainer(
             model.to(job.dtype),
             prepared(job.folder),
-            TrainConfig(**job.config),
+            train_config,
             job.plan,
             run_folder,
             workers=workers,
@@ -194,8 +196,10 @@ def folder(tmp_path: Path) -> Path:
         ({"optimizer": "muon"}, {}),
         ({"optimizer": "adamw", "parallel": "fsdp"}, {"n_layer": 2}),
         ({"optimizer": "adamw", "parallel": "fsdp"}, {"tied_head": True, "bias": True, "normalization": "layernorm"}),
+        pytest.param({"optimizer": "adamw", "lora_rank": 2}, {}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adamw", "parallel": "fsdp", "lora_rank": 2}, {}, marks=pytest.mark.slow),
     ],
-    ids=["adamw", "muon", "shards", "shards with a tied head"],
+    ids=["adamw", "muon", "shards", "shards with a tied head", "adapters", "shards with adapters"],
 )
 def test_any_number_of_processes_trains_the_same_weights_and_goes_on_where_another_stopped(
     folder: Path, config: dict[str, Any], model: dict[str, Any]

@@ -14,9 +14,9 @@ import torch
 from data.prepare import PreparedCorpus
 from model.checkpoint import Checkpoint, load_checkpoint, step_path
 from model.config import ModelConfig
-from model.gpt import GPT
 from training.config import TrainConfig
 from training.distributed import Workers
+from training.fine_tuning import starting_model
 from training.interruption import InterruptedRunError, Interruption
 from training.plan import Plan
 from training.run_state import RunFolder
@@ -68,16 +68,14 @@ def train(
         interruption = Interruption()
         train_config = TrainConfig(keep_checkpoints=1000, **config)
         torch.manual_seed(train_config.seed)
-        if checkpoint is None:
-            gpt = GPT(ModelConfig(**{**MODEL, **(model or {})}))
-        else:
-            gpt = checkpoint.build_model()
+        model_config = ModelConfig(**{**MODEL, **(model or {})})
+        gpt = starting_model(model_config, train_config, checkpoint, resumed=checkpoint is not None)
 
         def show_sample(step: int, progress: object) -> None:
             torch.rand(step)  # a sample may draw from the global random state
 
         trainer = Trainer(
-            gpt.train(),
+            gpt,
             corpus,
             train_config,
             plan,
@@ -174,6 +172,8 @@ MATRIX: dict[str, Configure] = {
     "constant rate, no clipping": {"schedule": "constant", "gradient_clip": 0.0, "weight_decay": 0.0},
     "early stop": {"early_stop": 2, "learning_rate": 3.0, "plan": dataclasses.replace(PLAN, evaluate_every_steps=1)},
     "bfloat16": {"plan": dataclasses.replace(PLAN, precision="bf16")},
+    "low-rank adapters": {"lora_rank": 2, "model": {"dropout": 0.1}},
+    "low-rank adapters of attention": {"lora_rank": 3, "lora_matrices": "attention", "optimizer": "adamw"},
 }
 
 
@@ -211,6 +211,29 @@ def test_a_finished_run_resumed_does_nothing(tmp_path: Path, corpus: PreparedCor
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
     train(tmp_path / "run", corpus)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before
+
+
+def test_a_step_of_adapters_is_saved_as_the_ordinary_model_that_it_computes(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    plan = dataclasses.replace(PLAN, evaluate_every_steps=10)
+    train(tmp_path / "run", corpus, plan, lora_rank=2, learning_rate=0.1, schedule="constant")
+    first, last, best = (
+        load_checkpoint(tmp_path / "run" / name) for name in ("step-000000.pt", "step-000010.pt", "best.pt")
+    )
+    assert_equal_bits(best.state_dict, last.state_dict)
+    adapted = {name for name, tensor in last.state_dict.items() if not torch.equal(tensor, first.state_dict[name])}
+    matrices = ("attention.qkv", "attention.projection", "feed_forward.up", "feed_forward.down")
+    assert adapted == {f"blocks.0.{matrix}.weight" for matrix in matrices}
+    token_ids = torch.arange(97, 97 + CONTEXT_LENGTH).unsqueeze(0)
+    running = starting_model(last.model_config, TrainConfig(lora_rank=2), last, resumed=True).eval()
+    with torch.no_grad():
+        logits = running(token_ids)
+        torch.testing.assert_close(best.build_model()(token_ids), logits, rtol=0, atol=1e-5)
+        assert (first.build_model()(token_ids) - logits).abs().max() > 1e-3
+    assert last.training_state is not None
+    moved = {name for kind in ("muon", "adamw") for name in last.training_state["optimizer"].get(kind, {})}
+    assert moved == {name for name in running.state_dict() if "lora_" in name}
 
 
 MUTANTS = ("weights", "optimizer", "progress")

@@ -1,0 +1,43 @@
+"""What is different when training starts from a trained model: gentler steps, and low-rank adapters if asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.lora import add_adapters
+from training.config import TrainConfig
+from training.optimizers import DEFAULT_WEIGHT_DECAY, learning_rates
+
+FINE_TUNING_RATE = 0.1
+"""A trained model goes on at a tenth of the rates: larger steps would undo what it knows."""
+
+
+def fine_tuning(config: TrainConfig) -> TrainConfig:
+    """The config with the lower rates and the mild decay that a trained model wants, where none were given."""
+    rate, embedding_rate = learning_rates(config)
+    return dataclasses.replace(
+        config,
+        weight_decay=DEFAULT_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
+        learning_rate=config.learning_rate or rate * FINE_TUNING_RATE,
+        embedding_learning_rate=config.embedding_learning_rate or embedding_rate * FINE_TUNING_RATE,
+    )
+
+
+def starting_model(
+    model_config: ModelConfig, train_config: TrainConfig, initial: Checkpoint | None, *, resumed: bool
+) -> GPT:
+    """The model that a run begins with or goes on with: fresh, or the checkpoint's, with adapters if asked for.
+
+    A step checkpoint holds merged weights, so that it is an ordinary model, and beside them, under `adapters`, the
+    matrices as they were and their adapters: taking a product off again would not give the same bits.
+    """
+    model = GPT(model_config) if initial is None else initial.build_model()
+    if train_config.lora_rank:
+        add_adapters(model, train_config.lora_rank, train_config.lora_alpha, train_config.lora_matrices)
+        if initial is not None and resumed:
+            assert initial.training_state is not None
+            model.load_state_dict({**initial.state_dict, **initial.training_state["adapters"]})
+    return model.train()
