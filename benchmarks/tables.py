@@ -41,7 +41,21 @@ def markdown_table(records: list[dict[str, Any]]) -> str:
         places.setdefault(_place(record), []).append(f"`{record['command']}` ({record['date']}, {record['commit']})")
     for place, commands in places.items():
         lines += ["", f"Measured on {place}:", "", *(f"- {command}" for command in commands)]
+    for record in records:
+        lines += _samples(record)
     return "\n".join(lines) + "\n"
+
+
+def _samples(record: dict[str, Any]) -> list[str]:
+    """What the trained model of a record wrote, each text with what it copied: a reader should judge for himself."""
+    samples = record["facts"].get("samples", [])
+    if not samples:
+        return []
+    lines = ["", f"The first {len(samples)} texts that the model of `{record['command']}` drew, none selected:"]
+    for sample in samples:
+        copied = f"longest copy from the training text: {sample['longest_copy_characters']} characters"
+        lines += ["", f"> {sample['text']}", "", f"({copied}, “{sample['longest_copy'].strip()}”)"]
+    return lines
 
 
 def _row(comparison: Comparison) -> str:

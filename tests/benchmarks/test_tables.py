@@ -1,5 +1,6 @@
 """Results survive their file, and the table says what they say."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -90,3 +91,11 @@ def test_results_of_another_kind_are_left_out(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "other.json").write_text('{"killed": 3}', encoding="utf-8")
     assert len(load_records(tmp_path)) == 1
+
+
+def test_samples_are_shown_with_what_they_copied(tmp_path: Path) -> None:
+    samples = [{"text": "The fox ran home.", "longest_copy": " ran home", "longest_copy_characters": 9}]
+    report = dataclasses.replace(REPORT, facts={"samples": samples})
+    write_report(report, "question", tmp_path, commit="abc", flags=[])
+    table = markdown_table(load_records(tmp_path))
+    assert "> The fox ran home.\n\n(longest copy from the training text: 9 characters, “ran home”)" in table
