@@ -140,6 +140,21 @@ class GenerateConfig:
     criterion: tuple[str, ...] = option(
         (), "stopping criterion of your own, written like --processor", metavar="PATH.py:CLASS"
     )
+    beams: int | None = option(
+        None,
+        "search a text of high probability with this many beams instead of drawing one",
+        at_least=1,
+        at_most=1000,
+        group="strategy",
+    )
+    best_of: int | None = option(
+        None, "draw this many texts for each one and keep the one that scores best", at_least=1, at_most=10**6
+    )
+    scorer: str | None = option(
+        None,
+        "score of --best-of, called with a result and written like --processor (default: mean log-probability)",
+        metavar="PATH.py:CLASS",
+    )
     info: bool = option(False, "print the checkpoint's card and stop", group="what to show")
     show_next: int | None = option(None, "print the N most probable next tokens and stop", at_least=1, at_most=10**6)
     explain: bool = option(False, "print how each token was chosen, and with --json put it into `steps`")
@@ -160,6 +175,19 @@ class GenerateConfig:
             raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
         if self.plot is not None and len(self.prompt) > 1:
             raise UserError(f"--plot draws what follows one prompt, but {len(self.prompt)} were given; draw one by one")
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        if self.beams is not None and self.best_of is not None:
+            raise UserError("--beams and --best-of are two ways to choose a text; give one of them")
+        strategy = "--beams" if self.beams is not None else "--best-of"
+        if (self.beams, self.best_of) != (None, None) and (self.explain or self.interactive):
+            other = "--explain" if self.explain else "--interactive"
+            raise UserError(
+                f"{other} follows one text token by token, but {strategy} chooses among many; give only one"
+            )
+        if self.scorer is not None and self.best_of is None:
+            raise UserError("--scorer says which of several texts is the best; it needs --best-of N")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from command_line import UserError
 from generation import reports
+from generation.beam_search import search_beams
+from generation.best_of import Score, draw_best, mean_log_probability
 from generation.config import GenerateConfig, LoadConfig, SamplingConfig, SpeechConfig
 from generation.decoding import Piece
 from generation.discriminators import build_guidance
@@ -19,7 +22,7 @@ from generation.output import notify, write_samples, write_text
 from generation.plots import plot_next_token
 from generation.speech import Speaker, speak_to_file
 from generation.stopping import StoppingCriterion
-from generation.text_generator import TextGenerator
+from generation.text_generator import Result, TextGenerator
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Program:
 
     def __init__(self, request: Request) -> None:
         load = request.load
+        if request.config.beams is not None and request.guidance.discriminator:
+            raise UserError("--discriminator follows texts that go on, but --beams swaps them; use --best-of instead")
         self.request = request
         self.generator = TextGenerator.load(request.checkpoint, load.device, load.precision, notify=notify)
         tokenizer = self.generator.tokenizer
@@ -51,6 +56,8 @@ class Program:
         self.criteria: list[StoppingCriterion] = [
             load_extension("--criterion", text, tokenizer) for text in request.config.criterion
         ]
+        scorer = request.config.scorer
+        self.score: Score = load_extension("--scorer", scorer, tokenizer) if scorer else mean_log_probability
 
     def run(self) -> None:
         """Do what was asked for."""
@@ -74,17 +81,23 @@ class Program:
             reports.print_next_tokens(found, self.generator, as_json=self.request.config.json)
 
     def _write_json(self) -> None:
-        results = self.generator.generate(
-            self.request.prompts,
-            self.request.sampling,
-            processors=self.processors,
-            criteria=self.criteria,
-            n_alternatives=self._n_alternatives,
-        )
-        for result in results:
+        for result in self._results():
             reports.print_json_sample(
                 result, self.generator, self.request.sampling, self._order, with_steps=self.request.config.explain
             )
+
+    def _results(self) -> list[Result]:
+        """All texts at their end, by the strategy that was asked for."""
+        request, config = self.request, self.request.config
+        rules: dict[str, Any] = {"processors": self.processors, "criteria": self.criteria}
+        if config.beams is not None:
+            return search_beams(self.generator, request.prompts, request.sampling, config.beams, **rules)
+        rules["n_alternatives"] = self._n_alternatives
+        if config.best_of is not None:
+            return draw_best(
+                self.generator, request.prompts, request.sampling, config.best_of, score=self.score, **rules
+            )
+        return self.generator.generate(request.prompts, request.sampling, **rules)
 
     def _write_texts(self) -> None:
         pieces = self._stream()
@@ -117,6 +130,10 @@ class Program:
             notify(f"no speech: {error}")
 
     def _stream(self) -> Iterator[Piece]:
+        config = self.request.config
+        if config.beams is not None or config.best_of is not None:
+            # Which text it will be is known at the end.
+            return (Piece(n, result.text, None, None, result.reason) for n, result in enumerate(self._results()))
         return self.generator.stream(
             self.request.prompts,
             self.request.sampling,

@@ -320,6 +320,49 @@ def test_the_text_streams_while_it_is_drawn(checkpoint: Path) -> None:
     assert n_bytes >= 1000
 
 
+def test_beams_and_the_best_of_n_are_chosen_from_the_command_line(generate: Generate, tmp_path: Path) -> None:
+    words = ["--prompt", "ab", "--max-new-tokens", "8", "--json"]
+
+    def texts(*more: str) -> list[str]:
+        code, out, err = generate(*words, *more)
+        assert (code, err) == (0, "")
+        return [json.loads(line)["text"] for line in out.splitlines()]
+
+    assert texts("--beams", "1") == texts("--temperature", "0")
+    two = texts("--beams", "4", "--num-samples", "2")
+    assert texts("--beams", "4") == two[:1] != two[1:]
+    assert generate(*words[:-1], "--beams", "4")[1] == f"ab{two[0]}\n"
+    path = tmp_path / "my.py"
+    path.write_text(
+        "class MostOf:\n"
+        "    def __init__(self, letter):\n"
+        "        self.letter = letter\n"
+        "    def __call__(self, result):\n"
+        "        return result.text.count(self.letter)\n"
+    )
+    drawn = texts("--num-samples", "20")
+    letter = max("".join(drawn), key="".join(drawn).count)
+    best = max(drawn, key=lambda text: text.count(letter))
+    assert texts("--best-of", "20", "--scorer", f"{path}:MostOf(letter={letter!r})") == [best]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--beams", "2", "--best-of", "2"], "--beams and --best-of are two ways to choose a text"),
+        (["--beams", "2", "--explain"], "--explain follows one text token by token, but --beams chooses among many"),
+        (["--best-of", "2", "--interactive"], "--interactive follows one text token by token, but --best-of chooses"),
+        (["--scorer", "my.py:Score"], "it needs --best-of N"),
+        (["--beams", "2", "--discriminator", "x.pt"], "--beams swaps them; use --best-of instead"),
+        (["--beams", "2", "--num-samples", "3"], "--num-samples (3) must not be above --beams (2)"),
+    ],
+)
+def test_strategies_that_do_not_go_together_are_named(generate: Generate, words: list[str], expected: str) -> None:
+    code, out, err = generate(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert expected in err
+
+
 def test_the_ten_next_tokens_are_a_table_for_every_prompt_and_json_on_request(generate: Generate) -> None:
     words = ["--prompt", "a", "--prompt", "武", "--show-next", "10"]
     code, out, err = generate(*words)

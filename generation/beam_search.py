@@ -1,0 +1,137 @@
+"""Beam search: a text of high probability as a whole, found by carrying on the n best beginnings at once.
+
+Every step asks for all continuations of all beginnings and keeps the n best. So a token of little probability may
+stand where something probable follows, which greedy decoding never sees. With as many beams as there are texts it is
+the exact search for the most probable one; with one beam it is greedy.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from command_line import UserError
+from data.tokenizers.base import Tokenizer
+from generation.config import SamplingConfig
+from generation.context_window import ContextWindow
+from generation.decoding import Row
+from generation.logits_processors.base import LogitsProcessor
+from generation.stopping import MAX_NEW_TOKENS, NO_CANDIDATE, StoppingCriterion, TimeLimit
+from generation.text_generator import Result, TextGenerator
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A beginning of a text, or a whole one once its row has a reason."""
+
+    row: Row
+    score: float = 0.0
+    """Log-probability of its tokens behind all processors, in nats."""
+    log_probabilities: tuple[float, ...] = ()
+    """Of each token, under the model before any processor."""
+    parent: int = 0
+    """The place of the beginning that it carries on, among those that went on in the step before."""
+
+
+def search_beams(
+    generator: TextGenerator,
+    prompts: Sequence[str],
+    sampling: SamplingConfig,
+    n_beams: int,
+    *,
+    processors: Sequence[LogitsProcessor] = (),
+    criteria: Sequence[StoppingCriterion] = (),
+) -> list[Result]:
+    """The `num_samples` most probable texts that `n_beams` beams find for each prompt, the best one first.
+
+    Nothing is drawn and the temperature is not used. The score of a text is the sum of its log-probabilities, so
+    short texts are favoured; `min_new_tokens` counters that. A processor of your own must not remember rows, which
+    change places here. Raises UserError for more samples than beams.
+    """
+    if sampling.num_samples > n_beams:
+        raise UserError(f"--num-samples ({sampling.num_samples}) must not be above --beams ({n_beams})")
+    sampling = dataclasses.replace(sampling, temperature=0.0)
+    results: list[Result] = []
+    for prompt in prompts:
+        beams = _search(generator, prompt, sampling, n_beams, processors, criteria)
+        for beam in beams[: sampling.num_samples]:
+            row, log_probabilities = beam.row, list(beam.log_probabilities)
+            sample = len(results)
+            results.append(Result(sample, prompt, row.text, row.reason or "", row.token_ids, log_probabilities, []))
+    return results
+
+
+@torch.inference_mode()
+def _search(
+    generator: TextGenerator,
+    prompt: str,
+    sampling: SamplingConfig,
+    n_beams: int,
+    processors: Sequence[LogitsProcessor],
+    criteria: Sequence[StoppingCriterion],
+) -> list[Hypothesis]:
+    """The beams of one prompt at the end, the best one first."""
+    time_limit = TimeLimit(sampling.time_limit_seconds or math.inf)
+    window = ContextWindow(generator.model.eval(), [generator.encode_prompt(prompt)], [0], sampling)
+    beams = [Hypothesis(Row(0, generator.tokenizer, sampling, begins_text=not prompt, keep_text=True))]
+    logits = window.start()
+    for _ in range(sampling.max_new_tokens):
+        # Fresh ones for every step: those that remember their rows would take one beam for another.
+        chain = generator.build_chain(sampling, processors)
+        processed = chain(window.token_ids, logits, window.prompt_lengths)
+        beams = _grow(beams, logits, processed, n_beams, generator.tokenizer)
+        _ask(criteria, beams)
+        going_on = [beam for beam in beams if beam.row.reason is None]
+        # A longer text is never more probable, so whole ones at the top stay there.
+        is_decided = all(beam.row.reason is not None for beam in beams[: sampling.num_samples])
+        if is_decided or not going_on or time_limit.reached:
+            break
+        window.keep_rows([beam.parent for beam in going_on])
+        logits = window.step(torch.tensor([beam.row.token_ids[-1] for beam in going_on], device=window.device))
+    for beam in beams:
+        if beam.row.reason is None:
+            beam.row.finish(TimeLimit.reason if time_limit.reached else MAX_NEW_TOKENS)
+    return beams
+
+
+def _grow(
+    beams: Sequence[Hypothesis], logits: Tensor, processed: Tensor, n_beams: int, tokenizer: Tokenizer
+) -> list[Hypothesis]:
+    """The n best of all whole texts and all continuations of the others.
+
+    `logits` (B, V) are the model's, `processed` those behind all processors, a row for each beam that goes on.
+    """
+    live = [beam for beam in beams if beam.row.reason is None]
+    scores = torch.tensor([beam.score for beam in live], dtype=torch.float64, device=logits.device)
+    # A row without candidates has no distribution: NaN.
+    totals = scores.unsqueeze(1) + processed.double().log_softmax(dim=-1).nan_to_num(nan=-torch.inf)  # (B, V)
+    best = totals.flatten().topk(min(n_beams, totals.numel()))
+    under_model = logits.log_softmax(dim=-1)
+
+    def carry_on(place: int, score: float) -> Hypothesis:
+        parent, token = divmod(place, logits.shape[1])
+        row = copy.deepcopy(live[parent].row, {id(tokenizer): tokenizer})  # all but the tokenizer
+        row.take(token)
+        return Hypothesis(row, score, (*live[parent].log_probabilities, float(under_model[parent, token])), parent)
+
+    whole = [beam for beam in beams if beam.row.reason is not None]
+    continued = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    grown = [carry_on(place, score) for place, score in continued if score > -torch.inf]
+    if not whole and not grown:
+        for beam in live:
+            beam.row.finish(NO_CANDIDATE)
+        return live
+    return sorted([*whole, *grown], key=lambda beam: -beam.score)[:n_beams]
+
+
+def _ask(criteria: Sequence[StoppingCriterion], beams: Sequence[Hypothesis]) -> None:
+    """Let the user's criteria end beams."""
+    for criterion in criteria:
+        ends = criterion([beam.row.token_ids for beam in beams], [beam.row.text for beam in beams])
+        for beam, has_ended in zip(beams, ends, strict=True):
+            if has_ended and beam.row.reason is None:
+                beam.row.finish(criterion.reason)
