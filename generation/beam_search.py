@@ -82,6 +82,7 @@ def _search(
     for _ in range(sampling.max_new_tokens):
         # Fresh ones for every step: those that remember their rows would take one beam for another.
         chain = generator.build_chain(sampling, processors)
+        chain.read_from(window, generator.checkpoint_sha256)
         processed = chain(window.token_ids, logits, window.prompt_lengths)
         beams = _grow(beams, logits, processed, n_beams, generator.tokenizer)
         _ask(criteria, beams)

@@ -53,6 +53,8 @@ class ContextWindow:
         # A short text does not need slots for a whole window.
         self._capacity = min(config.context_length, longest + sampling.max_new_tokens)
         self._cache = self._new_cache(len(self._prompts))
+        self.hidden = torch.empty(0)
+        """Hidden states of the newest tokens, from which the logits were computed: (B, C)."""
 
     def _new_cache(self, n_rows: int) -> KVCache:
         return KVCache(
@@ -77,11 +79,12 @@ class ContextWindow:
         token_ids = torch.tensor(padded, device=self.device)  # (B, T)
         hidden = self.model.hidden_states(token_ids, self._cache)  # (B, T, C)
         last = torch.tensor([len(prompt) - 1 for prompt in self._prompts], device=self.device)
-        logits = self.model.logits(hidden[torch.arange(len(last), device=self.device), last]).float()  # (B, V)
+        self.hidden = hidden[torch.arange(len(last), device=self.device), last]
+        logits = self.model.logits(self.hidden).float()  # (B, V)
         rows = self._row_of_prompt
         if len(rows) > len(self._prompts):
             self._cache.keep_rows(rows)
-            token_ids, logits = token_ids[rows], logits[rows]
+            token_ids, logits, self.hidden = token_ids[rows], logits[rows], self.hidden[rows]
         self._tokens[:, :longest] = token_ids
         return logits
 
@@ -90,8 +93,8 @@ class ContextWindow:
         """Append one token to every row, (B,) → logits behind it, (B, V) in float32."""
         self._append(new_tokens)
         self._make_room()
-        hidden = self.model.hidden_states(new_tokens.unsqueeze(1), self._cache)  # (B, 1, C)
-        return self.model.logits(hidden[:, -1]).float()
+        self.hidden = self.model.hidden_states(new_tokens.unsqueeze(1), self._cache)[:, -1]
+        return self.model.logits(self.hidden).float()
 
     def keep_rows(self, rows: list[int]) -> None:
         """Go on with only the given rows."""

@@ -10,12 +10,16 @@ from torch.nn.utils.rnn import pad_sequence
 from command_line import UserError, closest
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
-from generation.guidance import Guidance, Guide
+from generation.guidance import CandidateScorer, Guidance, Guide
 from generation.guidance_config import GuidanceConfig
+from generation.logits_processors.base import HiddenStates
 from generation.logits_processors.row_history import row_lengths
+from generation.text_rescoring import TextScorer
 from model.checkpoint import load_checkpoint
 from model.discriminator import CandidateView, Discriminator, discriminator_from_checkpoint, log_odds
 from model.kv_cache import NO_TOKEN, KVCache
+from model.next_token_head import NextTokenHead
+from model.text_classifier import TextClassifier
 
 
 def text_start(tokenizer: Tokenizer) -> int:
@@ -26,33 +30,52 @@ def text_start(tokenizer: Tokenizer) -> int:
 def load_guide(
     spec: str, strength: float, tokenizer: Tokenizer, device: torch.device | str = "cpu", *, fast: bool = False
 ) -> Guide:
-    """A guide from `FILE` (towards its first label) or `FILE:LABEL`.
+    """A guide from `FILE` (towards its first label) or `FILE:LABEL`; a folder holds a classifier of texts.
 
     Raises CheckpointError for an unusable file, UserError for an unknown label, another tokenizer than `tokenizer`, or
     `fast` where the discriminator was trained without that head.
     """
     path, label = _split_spec(spec)
+    if path.is_dir():
+        return Guide(_text_scorer(path, label, tokenizer, device, fast=fast), strength)
     checkpoint = load_checkpoint(path, str(device))
     discriminator, labels = discriminator_from_checkpoint(checkpoint)
-    if label is not None and label not in labels:
-        raise UserError(
-            f"--discriminator {spec!r}: the labels of {path} are {', '.join(labels)}, not {label!r}"
-            f"{closest(label, labels)}"
-        )
+    number = _number_of_label(label, labels, path)
     own = tokenizer_from_state(checkpoint.tokenizer)
     if tokenizer_hash(own) != tokenizer_hash(tokenizer):
         raise UserError(
             f"{path} was trained for another tokenizer ({own.name}, {own.vocab_size} tokens) than the language model's "
             f"({tokenizer.name}, {tokenizer.vocab_size} tokens); train it with --checkpoint and this language model"
         )
-    if fast and discriminator.next_token_vectors is None:
+    if not fast:
+        return Guide(DiscriminatorScorer(discriminator, number, text_start(tokenizer), name=labels[number]), strength)
+    if discriminator.next_token is None:
         raise UserError(
             f"{path} was trained without the head of the fast mode; use --guidance-mode exact, or train it again with "
             "--next-token-rank above 0"
         )
-    number = 0 if label is None else labels.index(label)
-    scorer = DiscriminatorScorer(discriminator, number, text_start(tokenizer), name=labels[number], fast=fast)
-    return Guide(scorer, strength)
+    language_model = str(checkpoint.provenance.get("language_model"))
+    head = NextTokenScorer(discriminator.next_token, number, name=labels[number], language_model=language_model)
+    return Guide(head, strength)
+
+
+def _text_scorer(
+    folder: Path, label: str | None, tokenizer: Tokenizer, device: torch.device | str, *, fast: bool
+) -> CandidateScorer:
+    if fast:
+        raise UserError(f"{folder} holds a classifier of texts, which has no fast mode; use --guidance-mode exact")
+    classifier = TextClassifier.load(folder, device)
+    return TextScorer(classifier, _number_of_label(label, classifier.labels, folder), tokenizer)
+
+
+def _number_of_label(label: str | None, labels: list[str], path: Path) -> int:
+    """Of the label named, or of the first; raises UserError for one that is not there."""
+    if label is not None and label not in labels:
+        raise UserError(
+            f"--discriminator {f'{path}:{label}'!r}: the labels of {path} are {', '.join(labels)}, not {label!r}"
+            f"{closest(label, labels)}"
+        )
+    return 0 if label is None else labels.index(label)
 
 
 def build_guidance(config: GuidanceConfig, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> list[Guidance]:
@@ -65,7 +88,7 @@ def build_guidance(config: GuidanceConfig, tokenizer: Tokenizer, device: torch.d
 
 def _split_spec(spec: str) -> tuple[Path, str | None]:
     path, separator, label = spec.rpartition(":")
-    if not separator or Path(spec).exists() or not path.endswith(".pt"):
+    if not separator or Path(spec).exists() or not (path.endswith(".pt") or Path(path).is_dir()):
         return Path(spec), None
     return Path(path), label
 
@@ -75,13 +98,10 @@ class DiscriminatorScorer:
 
     What is cached never has any influence on the scores: rows that do not continue those of the last call are read
     anew. Of a text longer than the context it sees the newest part, whose beginning depends on the length alone.
-
-    `fast` guesses all candidates from the prefix in one small product; otherwise each goes through the whole network.
     """
 
-    def __init__(self, discriminator: Discriminator, label: int, start: int, *, name: str, fast: bool = False) -> None:
+    def __init__(self, discriminator: Discriminator, label: int, start: int, *, name: str) -> None:
         self.name = name
-        self._fast = fast
         self._discriminator = discriminator
         self._label = label
         self._start = start
@@ -89,8 +109,6 @@ class DiscriminatorScorer:
         self._cache: KVCache | None = None
         self._texts = torch.empty(0, 0, dtype=torch.int64)
         self._view: CandidateView | None = None
-        self._hidden = torch.empty(0)
-        """Of the last token of every row (B, C); up to date in the fast mode only."""
 
     @torch.inference_mode()
     def log_odds(self, token_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
@@ -99,12 +117,8 @@ class DiscriminatorScorer:
         cache = self._follow(texts, lengths)
         # A language model may have more ids than its tokenizer; those stand for no text and are banned before.
         known = candidates.clamp(max=self._discriminator.config.vocab_size - 1)
-        if self._fast:
-            class_logits = self._discriminator.next_token_logits(self._hidden, known)
-        else:
-            self._view = CandidateView(cache)
-            class_logits = self._discriminator(known, self._view)  # (B, k, L)
-        return log_odds(class_logits, self._label)
+        self._view = CandidateView(cache)
+        return log_odds(self._discriminator(known, self._view), self._label)  # (B, k, L) → (B, k)
 
     def _with_start(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The rows with the start token before those that have none, (B, 1 + T) with −1 behind, and their lengths."""
@@ -127,9 +141,7 @@ class DiscriminatorScorer:
         self._cache = KVCache(self._discriminator.config, len(counts), device=texts.device)
         visible = [texts[row, start:count] for row, (start, count) in enumerate(zip(starts, counts, strict=True))]
         window = pad_sequence(visible, batch_first=True, padding_value=NO_TOKEN)
-        hidden = self._discriminator.hidden_states(window, self._cache)  # (B, T, C)
-        last = torch.tensor(self._cache.lengths, device=texts.device) - 1
-        self._hidden = hidden[torch.arange(len(last), device=texts.device), last]
+        self._discriminator.hidden_states(window, self._cache)
         return self._cache
 
     def _window_start(self, length: int) -> int:
@@ -149,7 +161,7 @@ class DiscriminatorScorer:
                 return
         else:
             cache.keep_rows(rows)
-        self._hidden = self._discriminator.hidden_states(newest, cache)[:, -1]
+        self._discriminator.hidden_states(newest, cache)
 
 
 def _rows_before(previous: Tensor, texts: Tensor, lengths: Tensor) -> list[int] | None:
@@ -166,3 +178,33 @@ def _rows_before(previous: Tensor, texts: Tensor, lengths: Tensor) -> list[int] 
         return list(range(len(texts)))
     same = (before.unsqueeze(1) == previous).all(dim=-1)  # (B, rows before)
     return same.int().argmax(dim=1).tolist() if bool(same.any(dim=1).all()) else None
+
+
+class NextTokenScorer:
+    """The fast mode: one small product on the hidden state of the one language model that the head was trained for."""
+
+    def __init__(self, head: NextTokenHead, label: int, *, name: str, language_model: str) -> None:
+        """`language_model`: the SHA-256 of its checkpoint."""
+        self.name = name
+        self._head = head
+        self._label = label
+        self._language_model = language_model
+        self._states: HiddenStates | None = None
+
+    def read_from(self, states: HiddenStates, language_model: str | None) -> None:
+        """See `HiddenStateReader`; raises UserError for another language model."""
+        if language_model is not None and language_model != self._language_model:
+            raise UserError(
+                f"the fast mode of the discriminator {self.name} was trained for another language model; use "
+                "--guidance-mode exact, or train it again with --checkpoint and this language model"
+            )
+        self._states = states
+
+    @torch.inference_mode()
+    def log_odds(self, token_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
+        """See `CandidateScorer`; raises ValueError before `read_from`."""
+        if self._states is None:
+            raise ValueError("the fast mode needs the hidden states of the language model: call read_from first")
+        known = candidates.clamp(max=self._head.token.num_embeddings - 1)
+        hidden = self._states.hidden.to(self._head.prefix.weight.dtype)
+        return log_odds(self._head(hidden, known), self._label)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from command_line import UserError
-from generation.logits_processors.base import Stage
+from generation.logits_processors.base import HiddenStateReader, HiddenStates, Stage
 
 LOWEST_LOG_PROBABILITY = -30.0
 """Counts for everything below it, e^−30 ≈ 10⁻¹³: what is impossible stays so in practice, yet where every candidate
@@ -81,6 +81,12 @@ class Guidance:
         self.last: ScoredCandidates | None = None
         shares = ", ".join(f"{guide.scorer.name}^{guide.strength:g}" for guide in guides)
         self.name = f"guidance({shares}; {n_candidates} candidates)"
+
+    def read_from(self, states: HiddenStates, language_model: str | None) -> None:
+        """See `HiddenStateReader`: for those of the scorers that are one."""
+        for guide in self.guides:
+            if isinstance(guide.scorer, HiddenStateReader):
+                guide.scorer.read_from(states, language_model)
 
     def __call__(self, token_ids: Tensor, logits: Tensor, prompt_lengths: Tensor) -> Tensor:
         """(B, V) → (B, V)."""

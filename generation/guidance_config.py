@@ -16,7 +16,7 @@ class GuidanceConfig:
         (),
         "steer towards the first label of this discriminator, or towards LABEL; may be given several times",
         group="guidance",
-        metavar="FILE.pt[:LABEL]",
+        metavar="FILE[:LABEL]",
     )
     guidance_strength: tuple[float, ...] = option(
         (),

@@ -59,6 +59,7 @@ def next_tokens(
     window = ContextWindow(generator.model, [generator.encode_prompt(prompt)], [0], sampling)
     logits = window.start()
     chain = generator.build_chain(sampling, processors)
+    chain.read_from(window, generator.checkpoint_sha256)
     processed = chain(window.token_ids, logits, window.prompt_lengths)
     chances = draw_chances(processed, greedy=sampling.temperature == 0)[0]
     probabilities = logits.softmax(dim=-1)[0]

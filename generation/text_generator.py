@@ -142,6 +142,7 @@ class TextGenerator:
                 window = ContextWindow(self.model, prompt_ids, of_prompt, sampling)
                 # Fresh ones for every batch: some remember the tokens of its rows.
                 chain = self.build_chain(sampling, processors)
+                chain.read_from(window, self.checkpoint_sha256)
                 yield from decode(
                     window, samples, self.tokenizer, sampling, chain, criteria, time_limit, n_alternatives
                 )

@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialization import outlined
 from model.kv_cache import KVCache
+from model.next_token_head import NextTokenHead, next_token_head_like
 
 KIND = "discriminator"
 """What a checkpoint of a discriminator calls itself."""
@@ -30,21 +31,15 @@ NO_LABEL = -1
 class Discriminator(GPT):
     """p(label | prefix) at every position: `forward` gives class logits (B, T, L) of L labels.
 
-    With a `CandidateView` in place of a cache, the T tokens are alternatives for one position, not a sequence. The
-    second head, of rank R > 0, guesses in one step of the prefix what that would answer for any next token.
+    With a `CandidateView` in place of a cache, the T tokens are alternatives for one position, not a sequence. It may
+    carry a `NextTokenHead`, which guesses its answers from the hidden states of one language model.
     """
 
-    def __init__(self, config: ModelConfig, n_labels: int, next_token_rank: int = 0) -> None:
+    def __init__(self, config: ModelConfig, n_labels: int, next_token: NextTokenHead | None = None) -> None:
         super().__init__(dataclasses.replace(config, tied_head=False))
         self.head = nn.Linear(config.n_embd, n_labels, bias=False)
         nn.init.zeros_(self.head.weight)  # before training every label is equally probable
-        self.next_token_queries: nn.Linear | None = None
-        self.next_token_vectors: nn.Embedding | None = None
-        if next_token_rank:
-            self.next_token_queries = nn.Linear(config.n_embd, n_labels * next_token_rank, bias=False)
-            self.next_token_vectors = nn.Embedding(config.vocab_size, next_token_rank)
-            nn.init.zeros_(self.next_token_queries.weight)  # at first no next token changes the answer
-            nn.init.normal_(self.next_token_vectors.weight, std=next_token_rank**-0.5)
+        self.next_token = next_token
 
     @property
     def n_labels(self) -> int:
@@ -55,38 +50,22 @@ class Discriminator(GPT):
     def from_state_dict(cls, config: ModelConfig, state_dict: Mapping[str, Tensor]) -> Discriminator:
         """The discriminator with these very tensors (not copies) as its weights, in evaluation mode."""
         with outlined():
-            model = cls(config, state_dict["head.weight"].shape[0], _next_token_rank(state_dict))
+            model = cls(config, state_dict["head.weight"].shape[0], next_token_head_like(state_dict))
         model.adopt(state_dict)
         return model
 
     @classmethod
-    def from_language_model(
-        cls, model: GPT, n_labels: int, next_token_rank: int = 0, dropout: float = 0.0
-    ) -> Discriminator:
-        """A discriminator with a copy of a language model as its body and fresh heads, ready to be fine-tuned."""
-        discriminator = cls(dataclasses.replace(model.config, dropout=dropout), n_labels, next_token_rank)
+    def from_language_model(cls, model: GPT, n_labels: int, dropout: float = 0.0) -> Discriminator:
+        """A discriminator with a copy of a language model as its body and a fresh head, ready to be fine-tuned."""
+        discriminator = cls(dataclasses.replace(model.config, dropout=dropout), n_labels)
         body = {name: tensor for name, tensor in model.state_dict().items() if name != "head.weight"}
         discriminator.load_state_dict({**discriminator.state_dict(), **body})
         return discriminator
-
-    def next_token_logits(self, hidden: Tensor, candidates: Tensor) -> Tensor:
-        """What the class logits would be behind each of k next tokens, guessed: (…, C), (…, k) → (…, k, L).
-
-        One product of rank R in place of a pass through the body; NADO's output layer (Meng et al. 2022,
-        arxiv.org/abs/2205.14219). Raises ValueError without that head.
-        """
-        if self.next_token_queries is None or self.next_token_vectors is None:
-            raise ValueError("this discriminator has no head for the next token")
-        queries = self.next_token_queries(hidden).unflatten(-1, (self.n_labels, -1))  # (…, L, R)
-        vectors = self.next_token_vectors(candidates)  # (…, k, R)
-        return self.head(hidden).unsqueeze(-2) + vectors @ queries.transpose(-2, -1)  # type: ignore[no-any-return]
 
     def sharpen(self, factor: float) -> None:
         """Multiply all class logits by a factor: above 1 surer answers, below 1 more cautious ones."""
         with torch.no_grad():
             self.head.weight.mul_(factor)
-            if self.next_token_queries is not None:
-                self.next_token_queries.weight.mul_(factor)
 
     def loss(self, token_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Mean cross-entropy in nats of the label of every prefix, (B, T) and (B, T); NO_LABEL counts for nothing."""
@@ -161,12 +140,6 @@ class CandidateView(KVCache):
         self.prefix.lengths = [length + 1 for length in self.prefix.lengths]
 
 
-def _next_token_rank(state_dict: Mapping[str, Tensor]) -> int:
-    """R of the head for the next token, 0 without one."""
-    vectors = state_dict.get("next_token_vectors.weight")
-    return vectors.shape[1] if vectors is not None and vectors.ndim == 2 else 0
-
-
 def log_odds(class_logits: Tensor, label: int) -> Tensor:
     """ln p(label) − ln p(any other label): (…, L) → (…); its logsigmoid is ln p(label), of its negative ln p(not)."""
     others = [number for number in range(class_logits.shape[-1]) if number != label]
@@ -188,7 +161,7 @@ def discriminator_from_checkpoint(checkpoint: Checkpoint) -> tuple[Discriminator
         raise CheckpointError(f"{checkpoint.path} does not name the labels of its discriminator; train it again")
     given = checkpoint.state_dict
     with outlined():
-        expected = Discriminator(checkpoint.model_config, len(labels), _next_token_rank(given)).state_dict()
+        expected = Discriminator(checkpoint.model_config, len(labels), next_token_head_like(given)).state_dict()
     for name in sorted(set(expected) | set(given)):
         if name not in expected or name not in given or expected[name].shape != given[name].shape:
             raise CheckpointError(f"{checkpoint.path} contradicts itself: weight {name!r} does not fit its config")

@@ -3,7 +3,13 @@
 A rule takes the text of a finished sample and returns True or False, or the name of a label.
 """
 
+import re
+
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
+_SEA_WORD = re.compile(
+    r"\b(sea|ocean|wave|tide|shore|beach|sand|shell|island|port|harbou?r|lighthouse|boat|ship|sail|oar|anchor|net|"
+    r"captain|sailor|fisherm[ae]n|fish|gull|whale)s?\b"
+)
 _CLOSERS = "\"'”’»)]」』）"
 
 
@@ -19,3 +25,8 @@ def ends_with_a_sentence(text: str) -> bool:
     the text; decode with the same N as --max-new-tokens and with an empty prompt.
     """
     return text.rstrip().rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
+
+
+def tells_of_the_sea(text: str) -> bool:
+    """Whether the text holds three different words of the sea: a topic, and a rare one (English)."""
+    return len(set(_SEA_WORD.findall(text.lower()))) >= 3

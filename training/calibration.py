@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from command_line import MissingPackageError
-from model.discriminator import NO_LABEL, Discriminator
+from model.discriminator import NO_LABEL
 from training.labels import LabelledText
 
 N_BINS = 10
@@ -42,28 +42,24 @@ def pad_texts(texts: Sequence[LabelledText], device: torch.device) -> tuple[Tens
 
 @torch.inference_mode()
 def score_prefixes(
-    discriminator: Discriminator, texts: Sequence[LabelledText], *, fast: bool = False, batch_texts: int = 64
+    classify: Callable[[Tensor], Tensor],
+    texts: Sequence[LabelledText],
+    *,
+    device: torch.device | str = "cpu",
+    first: int = 0,
+    batch_texts: int = 64,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class logits (N, L), labels (N,) and lengths in tokens, the start not counted, (N,) of all prefixes.
 
-    `fast`: what the head for the next token guesses of each prefix from the one before it.
+    `classify` gives the class logits of token ids (B, T), at the positions from `first` on: (B, T − first, L).
     """
-    device = discriminator.token_embedding.weight.device
-    was_training = discriminator.training
-    discriminator.eval()
     parts = []
-    for first in range(0, len(texts), batch_texts):
-        token_ids, labels = pad_texts(texts[first : first + batch_texts], device)
-        hidden = discriminator.hidden_states(token_ids)  # (B, T, C)
-        lengths = torch.arange(token_ids.shape[1], device=device).expand_as(token_ids)
-        if fast:
-            logits = discriminator.next_token_logits(hidden[:, :-1], token_ids[:, 1:, None]).squeeze(2)
-            labels, lengths = labels[:, 1:], lengths[:, 1:]
-        else:
-            logits = discriminator.logits(hidden)  # (B, T, L)
+    for start in range(0, len(texts), batch_texts):
+        token_ids, labels = pad_texts(texts[start : start + batch_texts], torch.device(device))
+        lengths = torch.arange(token_ids.shape[1], device=device).expand_as(token_ids)[:, first:]
+        labels = labels[:, first:]
         counted = labels != NO_LABEL
-        parts.append((logits[counted].float(), labels[counted], lengths[counted]))
-    discriminator.train(was_training)
+        parts.append((classify(token_ids)[counted].float(), labels[counted], lengths[counted]))
     logits, labels, lengths = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, labels, lengths
 

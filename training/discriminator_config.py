@@ -46,6 +46,12 @@ class DiscriminatorConfig:
         metavar="FILE",
     )
     init: bool = option(False, "start from a copy of the language model instead of a small fresh network")
+    body: str | None = option(
+        None,
+        "fine-tune this sequence classifier of Hugging Face's, such as BERT, instead (pip install transformers); the "
+        "result is a folder",
+        metavar="FOLDER",
+    )
     n_layer: int = option(2, "transformer blocks", at_least=1, at_most=1024)
     n_head: int = option(2, "query heads", at_least=1, at_most=4096)
     n_embd: int = option(64, "channels", at_least=1, at_most=2**20)
@@ -53,13 +59,16 @@ class DiscriminatorConfig:
     dropout: float = option(0.1, "share of activations dropped while training", at_least=0, below=1)
     token_noise: float = option(0.3, "share of tokens replaced by random ones while training", at_least=0, below=1)
     next_token_rank: int = option(
-        32, "rank of the head that scores all next tokens at once, for --guidance-mode fast; 0: none", at_least=0
+        32,
+        "rank of the head for --guidance-mode fast, which scores all next tokens at once from this language model's "
+        "hidden states; 0: none",
+        at_least=0,
     )
 
     epochs: int = option(8, "passes over the training texts", at_least=1, at_most=10**6, group="training")
     batch_texts: int = option(32, "texts in an optimizer step", at_least=1, at_most=2**20)
     learning_rate: float | None = option(
-        None, "peak rate of AdamW (default: 0.001, with --init 0.0002)", above=0, at_most=1
+        None, "peak rate of AdamW (default: 0.001, with --init 0.0002, with --body 0.00005)", above=0, at_most=1
     )
     weight_decay: float = option(0.1, "decay of the matrices, times the learning rate", at_least=0)
     validation_fraction: float = option(0.2, "share of the texts held out", above=0, below=1)
@@ -68,7 +77,7 @@ class DiscriminatorConfig:
 
     output: str | None = option(
         None,
-        "file to write (default: checkpoints/discriminators/LABEL.pt)",
+        "file to write, with --body a folder (default: checkpoints/discriminators/LABEL.pt, with --body LABEL)",
         group="result",
         metavar="FILE.pt",
     )
@@ -93,6 +102,8 @@ class DiscriminatorConfig:
         if bool(self.desired) != bool(self.undesired):
             missing = "--undesired" if self.desired else "--desired"
             raise UserError(f"{missing} is missing: a discriminator learns from texts with and without the attribute")
+        if self.body is not None and self.init:
+            raise UserError("--body and --init both name a body for the discriminator; give one of them")
         if self.n_embd % (2 * self.n_head):
             raise UserError(
                 f"--n-embd ({self.n_embd}) must be a multiple of twice --n-head ({2 * self.n_head}): "
@@ -101,5 +112,5 @@ class DiscriminatorConfig:
 
     @property
     def peak_learning_rate(self) -> float:
-        """Of AdamW; a trained body wants smaller steps than fresh weights."""
-        return self.learning_rate or (0.0002 if self.init else 0.001)
+        """Of AdamW; a trained body wants smaller steps than fresh weights (BERT: Devlin et al. 2018, appendix A.3)."""
+        return self.learning_rate or (0.00005 if self.body is not None else 0.0002 if self.init else 0.001)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from training.calibration import (
 )
 from training.config import TrainConfig
 from training.discriminator_config import DiscriminatorConfig
-from training.labels import LabelledText, LabelledTexts
+from training.labels import LabelledText, LabelledTexts, shuffled_batches
 from training.optimizers import build_optimizer
 from training.schedules import learning_rate_factor
 
@@ -46,8 +46,6 @@ class HeldOutQuality:
     whole_texts: PrefixQuality
     all_prefixes: PrefixQuality
     by_length: list[PrefixQuality]
-    fast: PrefixQuality | None
-    """Of all prefixes, as guessed by the head for the next token."""
     best_epoch: int
     sharpness: float
     """Factor of the class logits that calibration chose; 1 leaves them as they are."""
@@ -58,7 +56,7 @@ def build_discriminator(
 ) -> Discriminator:
     """A small fresh network, or a copy of the language model when there is one."""
     if language_model is not None:
-        return Discriminator.from_language_model(language_model, n_labels, config.next_token_rank, config.dropout)
+        return Discriminator.from_language_model(language_model, n_labels, config.dropout)
     body = ModelConfig(
         vocab_size=vocab_size,
         context_length=config.context_length,
@@ -70,7 +68,7 @@ def build_discriminator(
         tied_head=False,
         dropout=config.dropout,
     )
-    return Discriminator(body, n_labels, config.next_token_rank)
+    return Discriminator(body, n_labels)
 
 
 def train_discriminator(
@@ -90,13 +88,13 @@ def train_discriminator(
     optimizer = build_optimizer(discriminator, settings)
     order = torch.Generator().manual_seed(config.seed)
     n_batches = -(-len(texts.training) // config.batch_texts)
-    averaged = copy.deepcopy(discriminator)
+    averaged = copy.deepcopy(discriminator).eval()
     best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(averaged)
     step = 0
     for epoch in range(config.epochs):
         discriminator.train()
         total = 0.0
-        for batch in _batches(texts.training, config.batch_texts, order):
+        for batch in shuffled_batches(texts.training, config.batch_texts, order):
             optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
             optimizer.zero_grad()
             loss = training_loss(discriminator, batch, config.token_noise)
@@ -122,10 +120,8 @@ def train_discriminator(
 
 
 def training_loss(discriminator: Discriminator, texts: Sequence[LabelledText], token_noise: float = 0.0) -> Tensor:
-    """Cross-entropy of the label at every prefix, in nats, and that of the head for the next token where there is one.
+    """Cross-entropy of the label at every prefix, in nats.
 
-    The head learns what the network itself answers one token later, which says more than the label (Hinton et al.
-    2015, arxiv.org/abs/1503.02531); it never moves the body, so the exact mode is the same with and without it.
     A share `token_noise` of the tokens is replaced by random ones, so that no text can be learned by heart.
     """
     device = discriminator.token_embedding.weight.device
@@ -134,17 +130,10 @@ def training_loss(discriminator: Discriminator, texts: Sequence[LabelledText], t
         replaced = torch.rand(token_ids.shape, device=device) < token_noise
         replaced[:, 0] = False  # the start token stands before every text
         token_ids = torch.where(replaced, torch.randint_like(token_ids, discriminator.config.vocab_size), token_ids)
-    hidden = discriminator.hidden_states(token_ids)  # (B, T, C)
-    class_logits = discriminator.logits(hidden)  # (B, T, L)
+    class_logits = discriminator(token_ids)  # (B, T, L)
     losses = F.cross_entropy(class_logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")  # (B, T)
     weights = prefix_weights(labels)
-    loss = (losses * weights).sum() / weights.sum()
-    if discriminator.next_token_vectors is None:
-        return loss
-    guessed = discriminator.next_token_logits(hidden[:, :-1].detach(), token_ids[:, 1:, None]).squeeze(2)
-    answers = class_logits[:, 1:].detach().softmax(-1)
-    counted = labels[:, 1:] != NO_LABEL
-    return loss + F.cross_entropy(guessed[counted], answers[counted])
+    return (losses * weights).sum() / weights.sum()
 
 
 def prefix_weights(labels: Tensor) -> Tensor:
@@ -163,43 +152,32 @@ def _average(averaged: Discriminator, newest: Discriminator, rate: float) -> Non
         mean.lerp_(parameter, rate)
 
 
-def _batches(texts: Sequence[LabelledText], size: int, order: torch.Generator) -> Iterator[list[LabelledText]]:
-    """All texts once in a random order, those of similar length side by side, so that little is padded."""
-    shuffled = [texts[number] for number in torch.randperm(len(texts), generator=order).tolist()]
-    batches = []
-    for first in range(0, len(shuffled), 16 * size):
-        neighbours = sorted(shuffled[first : first + 16 * size], key=lambda text: len(text.token_ids))
-        batches += [neighbours[at : at + size] for at in range(0, len(neighbours), size)]
-    yield from (batches[number] for number in torch.randperm(len(batches), generator=order).tolist())
-
-
 def _copy_state(discriminator: Discriminator) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
 
 
 def _judge(discriminator: Discriminator, texts: Sequence[LabelledText]) -> tuple[float, float]:
     """Loss in nats and accuracy over all prefixes."""
-    logits, labels, _ = score_prefixes(discriminator, texts)
+    logits, labels, _ = _score(discriminator, texts)
     return F.cross_entropy(logits, labels).item(), quality(logits, labels, "all").accuracy
+
+
+def _score(discriminator: Discriminator, texts: Sequence[LabelledText]) -> tuple[Tensor, Tensor, Tensor]:
+    return score_prefixes(discriminator, texts, device=discriminator.token_embedding.weight.device)
 
 
 def _finish(discriminator: Discriminator, texts: LabelledTexts, best_epoch: int) -> HeldOutQuality:
     """Calibrate on the tuning texts, then judge on those that nothing was chosen by."""
-    logits, labels, _ = score_prefixes(discriminator, texts.tuning)
+    logits, labels, _ = _score(discriminator, texts.tuning)
     sharpness = best_sharpness(logits, labels)
     discriminator.sharpen(sharpness)
-    logits, labels, lengths = score_prefixes(discriminator, texts.held_out)
+    logits, labels, lengths = _score(discriminator, texts.held_out)
     # Prefixes come text by text, each from the shortest to the whole.
     is_last = torch.cat((lengths[1:] <= lengths[:-1], torch.ones_like(lengths[:1], dtype=torch.bool)))
-    fast = None
-    if discriminator.next_token_vectors is not None:
-        fast_logits, fast_labels, _ = score_prefixes(discriminator, texts.held_out, fast=True)
-        fast = quality(fast_logits, fast_labels, "all, fast")
     return HeldOutQuality(
         whole_texts=quality(logits[is_last], labels[is_last], "whole texts"),
         all_prefixes=quality(logits, labels, "all"),
         by_length=prefix_qualities(logits, labels, lengths),
-        fast=fast,
         best_epoch=best_epoch,
         sharpness=sharpness,
     )

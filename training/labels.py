@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from command_line import UserError
 from data.sources import open_source
 from data.split import in_validation
@@ -16,7 +18,7 @@ from data.tokenizers.base import Tokenizer
 from generation.config import SamplingConfig
 from generation.discriminators import text_start
 from generation.extensions import load_name
-from generation.text_generator import TextGenerator
+from generation.text_generator import Result, TextGenerator
 from training.discriminator_config import DiscriminatorConfig
 
 MIN_TEXTS = 20
@@ -83,21 +85,28 @@ def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> Labe
         temperature=config.sample_temperature,
         seed=config.seed,
     )
-    start = text_start(generator.tokenizer)
-    prompt = [token for token in generator.encode_prompt(config.sample_prompt) if token != start]
     results = generator.generate(config.sample_prompt, sampling)
-    found = [rule(config.sample_prompt + result.text) for result in results]
+    return label_samples(results, rule, generator, config.validation_fraction)
+
+
+def label_samples(
+    results: Sequence[Result], rule: Callable[[str], str], generator: TextGenerator, validation_fraction: float
+) -> LabelledTexts:
+    """Finished samples with the labels that a rule gives to their whole texts; raises UserError."""
+    start = text_start(generator.tokenizer)
+    found = [rule(result.prompt + result.text) for result in results]
     labels = sorted(set(found), key=lambda label: (label.startswith("not-"), label))
     if len(labels) < 2:
         raise UserError(
-            f"--rule {config.rule} gives all {config.samples} samples the label {labels[0]!r}, so there is nothing to "
-            "learn; draw more --samples, or longer ones with --sample-tokens"
+            f"the rule gives all {len(results)} samples the label {labels[0]!r}, so there is nothing to learn; draw "
+            "more --samples, or longer ones with --sample-tokens"
         )
-    texts = [
-        LabelledText([start, *prompt, *result.token_ids], labels.index(label))
-        for result, label in zip(results, found, strict=True)
-    ]
-    return split_texts(labels, texts, config.validation_fraction)
+    prompts = {result.prompt: generator.encode_prompt(result.prompt) for result in results}
+    texts = []
+    for result, label in zip(results, found, strict=True):
+        prompt = [token for token in prompts[result.prompt] if token != start]
+        texts.append(LabelledText([start, *prompt, *result.token_ids], labels.index(label)))
+    return split_texts(labels, texts, validation_fraction)
 
 
 def load_rule(spec: str) -> Callable[[str], str]:
@@ -135,6 +144,16 @@ def split_texts(labels: list[str], texts: Sequence[LabelledText], fraction: floa
     if min(len(held_out), len(training)) < 4:
         raise UserError(f"--validation-fraction {fraction} leaves too few of {len(texts)} texts on one side; try 0.2")
     return LabelledTexts(labels, training, held_out[::2], held_out[1::2])
+
+
+def shuffled_batches(texts: Sequence[LabelledText], size: int, order: torch.Generator) -> Iterator[list[LabelledText]]:
+    """All texts once in a random order, those of similar length side by side, so that little is padded."""
+    shuffled = [texts[number] for number in torch.randperm(len(texts), generator=order).tolist()]
+    batches = []
+    for first in range(0, len(shuffled), 16 * size):
+        neighbours = sorted(shuffled[first : first + 16 * size], key=lambda text: len(text.token_ids))
+        batches += [neighbours[at : at + size] for at in range(0, len(neighbours), size)]
+    yield from (batches[number] for number in torch.randperm(len(batches), generator=order).tolist())
 
 
 def _read_files(config: DiscriminatorConfig) -> Iterator[tuple[str, str]]:

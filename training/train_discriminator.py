@@ -14,7 +14,7 @@ from command_line import ArgumentParser, MissingPackageError, UserError, add_opt
 from training.discriminator_config import DiscriminatorConfig
 
 if TYPE_CHECKING:
-    from data.tokenizers.base import Tokenizer
+    from generation.text_generator import TextGenerator
     from model.discriminator import Discriminator
     from training.discriminator_trainer import HeldOutQuality
     from training.labels import LabelledTexts
@@ -40,16 +40,13 @@ def main() -> None:
 
     language_model = Path(config.checkpoint) if config.checkpoint else newest_run_checkpoint(Path("checkpoints"))
     if config.output is not None:
-        _check_output(Path(config.output), config.overwrite)
+        _check_output(Path(config.output), config)
     print(run(config, language_model, shlex.join(["python", "-m", "training.train_discriminator", *sys.argv[1:]])))
 
 
 def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path:
     """Train as the config says and save; returns the file. Everything a user can cause is a UserError."""
-    import torch
-
     from generation.text_generator import TextGenerator
-    from training.discriminator_trainer import build_discriminator, train_discriminator
     from training.labels import label_by_rule, read_labelled_texts
 
     generator = TextGenerator.load(language_model, config.device, "fp32", notify=_say)
@@ -58,31 +55,83 @@ def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path
         texts = label_by_rule(config, generator)
     else:
         texts = read_labelled_texts(config, generator.tokenizer)
-    output = Path(config.output or Path("checkpoints", "discriminators", f"{texts.labels[0]}.pt"))
-    _check_output(output, config.overwrite)
-    shares = ", ".join(f"{label} {share:.1%}" for label, share in zip(texts.labels, texts.shares, strict=True))
-    n_held_out = len(texts.tuning) + len(texts.held_out)
-    _say(f"texts       {len(texts.training):,} to learn from, {n_held_out:,} held out: {shares}")
+    suffix = ".pt" if config.body is None else ""
+    output = Path(config.output or Path("checkpoints", "discriminators", f"{texts.labels[0]}{suffix}"))
+    _check_output(output, config)
+    if config.body is not None:
+        return fit_text_classifier(config, generator, texts, output, command)
+    return fit(config, generator, texts, output, command)
+
+
+def fit(
+    config: DiscriminatorConfig, generator: TextGenerator, texts: LabelledTexts, output: Path, command: str
+) -> Path:
+    """Train a discriminator on labelled texts, report on it, save it; returns the file."""
+    import torch
+
+    from training.calibration import quality_table
+    from training.discriminator_trainer import build_discriminator, train_discriminator
+    from training.distillation import distil_next_token_head
+
+    _say_texts(texts)
     torch.manual_seed(config.seed)
     body = generator.model if config.init else None
     discriminator = build_discriminator(config, generator.tokenizer.vocab_size, len(texts.labels), body)
     discriminator.to(generator.model.token_embedding.weight.device)
     quality = train_discriminator(discriminator, texts, config, _say)
     _report(quality)
-    _save(output, discriminator, generator.tokenizer, texts, quality, command)
+    if config.next_token_rank:
+        discriminator.next_token, fast = distil_next_token_head(
+            discriminator, generator.model, texts, config.next_token_rank, config.batch_texts, config.seed, _say
+        )
+        _say(quality_table([fast])[1])
+    _save(output, discriminator, generator, texts, quality, command)
     _plot(Path(config.plot or output.with_suffix(".png")), quality, texts)
     return output
+
+
+def fit_text_classifier(
+    config: DiscriminatorConfig, generator: TextGenerator, texts: LabelledTexts, output: Path, command: str
+) -> Path:
+    """The same for a body of Hugging Face's; the result is a folder."""
+    import torch
+
+    from model import durable_files
+    from model.text_classifier import TextClassifier
+    from training.calibration import quality_table
+    from training.text_classifier_trainer import train_text_classifier
+
+    assert config.body is not None
+    _say_texts(texts)
+    torch.manual_seed(config.seed)
+    device = generator.model.token_embedding.weight.device
+    classifier = TextClassifier.from_body(Path(config.body), texts.labels, device)
+    qualities = train_text_classifier(classifier, texts, generator.tokenizer, config, _say)
+    for line in quality_table(qualities):
+        _say(line)
+    durable_files.make_folder(output)
+    held_out = [dataclasses.asdict(quality) for quality in qualities]
+    classifier.save(output, {"label_shares": texts.shares, "held_out": held_out, "command": command})
+    return output
+
+
+def _say_texts(texts: LabelledTexts) -> None:
+    shares = ", ".join(f"{label} {share:.1%}" for label, share in zip(texts.labels, texts.shares, strict=True))
+    n_held_out = len(texts.tuning) + len(texts.held_out)
+    _say(f"texts       {len(texts.training):,} to learn from, {n_held_out:,} held out: {shares}")
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _check_output(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; replace it with --overwrite, or name another file with --output")
-    if path.suffix != ".pt":
+def _check_output(path: Path, config: DiscriminatorConfig) -> None:
+    if path.exists() and not config.overwrite:
+        raise UserError(f"{path} is there already; replace it with --overwrite, or name another with --output")
+    if config.body is None and path.suffix != ".pt":
         raise UserError(f"--output must be the name of a .pt file, but is {str(path)!r}")
+    if config.body is not None and path.exists() and not path.is_dir():
+        raise UserError(f"with --body, --output must be a folder, but {path} is a file")
 
 
 def _report(quality: HeldOutQuality) -> None:
@@ -90,7 +139,7 @@ def _report(quality: HeldOutQuality) -> None:
 
     _say("held-out texts that neither training nor calibration has seen:")
     rows = [*quality.by_length, quality.all_prefixes, quality.whole_texts]
-    for line in quality_table([*rows, *([quality.fast] if quality.fast else [])]):
+    for line in quality_table(rows):
         _say(line)
     _say(f"epoch {quality.best_epoch} was the best; its logits were multiplied by {quality.sharpness:.2f} to be honest")
 
@@ -98,7 +147,7 @@ def _report(quality: HeldOutQuality) -> None:
 def _save(
     path: Path,
     discriminator: Discriminator,
-    tokenizer: Tokenizer,
+    generator: TextGenerator,
     texts: LabelledTexts,
     quality: HeldOutQuality,
     command: str,
@@ -115,11 +164,12 @@ def _save(
         path,
         model_config=discriminator.config,
         state_dict=discriminator.state_dict(),
-        tokenizer=tokenizer.state(),
+        tokenizer=generator.tokenizer.state(),
         provenance={
             "labels": texts.labels,
             "label_shares": texts.shares,
-            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "tokenizer_hash": tokenizer_hash(generator.tokenizer),
+            "language_model": generator.checkpoint_sha256,
             "training_texts": len(texts.training),
             "held_out": dataclasses.asdict(quality),
             "command": command,

@@ -18,7 +18,7 @@ Writing one takes a few lines:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,22 @@ class LogitsProcessor(Protocol):
         ...
 
 
+class HiddenStates(Protocol):
+    """Where the newest hidden states of a language model stand: a `ContextWindow`."""
+
+    hidden: Tensor
+    """Of the newest token of every row, (B, C); those that the logits were computed from."""
+
+
+@runtime_checkable
+class HiddenStateReader(Protocol):
+    """A processor, or a part of one, that wants to see more of the language model than its logits."""
+
+    def read_from(self, states: HiddenStates, language_model: str | None) -> None:
+        """Called once before the first step of every batch; `language_model` is the SHA-256 of its checkpoint."""
+        ...
+
+
 def processor_name(processor: LogitsProcessor) -> str:
     """The name of a processor, the one of its class when it has none of its own."""
     return getattr(processor, "name", type(processor).__name__)
@@ -72,6 +88,12 @@ class ProcessorChain:
                     f"{closest(str(stage), STAGES)}"
                 )
         self.processors = sorted(processors, key=lambda processor: STAGES.index(processor.stage))
+
+    def read_from(self, states: HiddenStates, language_model: str | None) -> None:
+        """Show the processors that ask for them where the hidden states of the language model stand."""
+        for processor in self.processors:
+            if isinstance(processor, HiddenStateReader):
+                processor.read_from(states, language_model)
 
     def __call__(
         self, token_ids: Tensor, logits: Tensor, prompt_lengths: Tensor, observe: Observer | None = None

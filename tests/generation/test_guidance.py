@@ -14,7 +14,7 @@ from command_line import UserError
 from data.tokenizers.characters import CharacterTokenizer
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
-from generation.discriminators import DiscriminatorScorer, build_guidance, load_guide
+from generation.discriminators import DiscriminatorScorer, NextTokenScorer, build_guidance, load_guide
 from generation.guidance import LOWEST_LOG_PROBABILITY, Guidance, Guide
 from generation.guidance_config import GuidanceConfig
 from generation.inspection import format_next_tokens, next_tokens
@@ -25,6 +25,7 @@ from generation.text_generator import TextGenerator
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.config import ModelConfig
 from model.discriminator import Discriminator
+from model.next_token_head import NextTokenHead
 
 V, T = 5, 4
 """All texts of the toy language: 5⁴ = 625, each of four tokens behind the prompt token 0."""
@@ -253,10 +254,10 @@ def test_guidance_works_behind_temperature_so_that_strength_keeps_its_meaning() 
 # ---- discriminators in decoding ----------------------------------------------------------------------------------
 
 
-def build_discriminator(next_token_rank: int = 0, **overrides: Any) -> Discriminator:
+def build_discriminator(**overrides: Any) -> Discriminator:
     shape: dict[str, Any] = {"vocab_size": 257, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
     torch.manual_seed(5)
-    discriminator = Discriminator(ModelConfig(**{**shape, "positions": "rotary", **overrides}), 2, next_token_rank)
+    discriminator = Discriminator(ModelConfig(**{**shape, "positions": "rotary", **overrides}), 2)
     with torch.no_grad():
         for parameter in discriminator.parameters():
             if parameter.ndim > 1:
@@ -407,48 +408,83 @@ def test_the_fast_mode_needs_its_head(tmp_path: Path) -> None:
         build_guidance(GuidanceConfig(discriminator=(path,), guidance_mode="fast"), ByteTokenizer())
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("shape", [{}, {"context_length": 12}], ids=["all in view", "sliding"])
-def test_the_fast_mode_asks_its_head_at_the_last_token_of_every_row(
-    generator: TextGenerator, shape: dict[str, Any]
-) -> None:
-    discriminator = build_discriminator(next_token_rank=3, **shape)
-    end = ByteTokenizer().end_of_text
-    fast = DiscriminatorScorer(discriminator, 0, end, name="fast", fast=True)
+def build_next_token_head(n_embd: int = 16) -> NextTokenHead:
+    torch.manual_seed(6)
+    head = NextTokenHead(n_embd, 257, 2, rank=3)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head.eval()
 
-    class Plain:
-        name = "plain"
+
+@torch.no_grad()
+def test_the_fast_mode_reads_the_hidden_state_of_the_newest_token_of_every_row(generator: TextGenerator) -> None:
+    """Over rows that end at different times, and beyond the context of 16 of the language model."""
+    head, model = build_next_token_head(), generator.model
+    fast = NextTokenScorer(head, 0, name="fast", language_model="abc")
+    largest, calls = 0.0, 0
+
+    class Checked:
+        name = "checked"
+
+        def read_from(self, states: Any, language_model: str | None) -> None:
+            fast.read_from(states, language_model)
 
         def log_odds(self, token_ids: Tensor, prompt_lengths: Tensor, candidates: Tensor) -> Tensor:
-            scorer = DiscriminatorScorer(discriminator, 0, end, name="fast", fast=True)
-            return scorer.log_odds(token_ids, prompt_lengths, candidates)
+            nonlocal largest, calls
+            answers = fast.log_odds(token_ids, prompt_lengths, candidates)
+            for row, tokens in enumerate(token_ids):
+                text = tokens[tokens >= 0]
+                if len(text) <= 16:  # later the window has moved
+                    logits = head(model.hidden_states(text.unsqueeze(0))[:, -1], candidates[row : row + 1])[0]
+                    largest = max(largest, float((answers[row] - (logits[:, 0] - logits[:, 1])).abs().max()))
+                    calls += 1
+            return answers
 
-    compared = Compared(fast, Plain())
     sampling = SamplingConfig(max_new_tokens=30, num_samples=3, temperature=1, stop=("e", "A"))
-    generator.generate(["a", "bcd"], sampling, processors=[Guidance([Guide(compared, 2.0)], 10)])
-    assert compared.largest < 1e-4
-    row = torch.tensor([[7, 8]]), torch.tensor([2]), torch.tensor([[1, 2, 3]])
-    hidden = discriminator.hidden_states(torch.tensor([[end, 7, 8]]))[:, -1]
-    logits = discriminator.next_token_logits(hidden, row[2])
-    torch.testing.assert_close(fast.log_odds(*row), logits[..., 0] - logits[..., 1])
+    generator.generate(["a", "bcd", ""], sampling, processors=[Guidance([Guide(Checked(), 2.0)], 10)])
+    assert calls > 60
+    assert largest < 1e-4
+
+
+def test_the_fast_mode_scores_prefix_token_and_both_together() -> None:
+    head, hidden = build_next_token_head(4), torch.randn(1, 4)
+    scores = head(hidden, torch.tensor([[7, 9]]))[0]
+    for row, token in enumerate((7, 9)):
+        for label in range(2):
+            queries = head.queries.weight[3 * label : 3 * label + 3]  # (R, C)
+            expected = head.prefix.weight[label] @ hidden[0] + head.prefix.bias[label] + head.token.weight[token, label]
+            expected = expected + head.vectors.weight[token] @ (queries @ hidden[0])
+            torch.testing.assert_close(scores[row, label], expected)
+
+
+def test_the_fast_mode_is_refused_for_another_language_model(generator: TextGenerator) -> None:
+    scorer = NextTokenScorer(build_next_token_head(), 0, name="mood", language_model="abc")
+    generator.checkpoint_sha256 = "def"
+    with pytest.raises(UserError, match="fast mode of the discriminator mood was trained for another language model"):
+        generator.generate("a", SamplingConfig(max_new_tokens=2), processors=[Guidance([Guide(scorer, 1.0)], 3)])
 
 
 def test_what_the_discriminator_says_stands_beside_both_distributions(generator: TextGenerator) -> None:
     scorer = scorer_of(build_discriminator())
-    found = next_tokens(generator, "ab", 12, SamplingConfig(temperature=1), [Guidance([Guide(scorer, 2.0)], 10)])
-    weights = [token.probability * token.desired["first"] ** 2 for token in found.tokens[:10]]
-    for token, weight in zip(found.tokens, weights, strict=False):
+    found = next_tokens(generator, "ab", 257, SamplingConfig(temperature=1), [Guidance([Guide(scorer, 2.0)], 10)])
+    candidates = [token for token in found.tokens if token.desired]
+    weights = [token.probability * token.desired["first"] ** 2 for token in candidates]
+    assert len(candidates) == 10
+    for token, weight in zip(candidates, weights, strict=True):
         assert token.chance == pytest.approx(weight / sum(weights), rel=1e-4)
-    assert [token.desired for token in found.tokens[10:]] == [{}, {}]  # no candidates
+    assert all(token.chance == 0 for token in found.tokens if not token.desired)
     lines = format_next_tokens(found, generator.tokenizer).splitlines()
     assert lines[1].split() == ["model", "settings", "first"]
-    assert f"{100 * found.tokens[0].desired['first']:.2f} %" in lines[2]
+    first = found.tokens.index(candidates[0])
+    assert f"{100 * candidates[0].desired['first']:.2f} %" in lines[2 + first]
 
 
 def test_every_explained_step_shows_what_the_discriminator_said(generator: TextGenerator) -> None:
     guidance = Guidance([Guide(scorer_of(build_discriminator()), 2.0)], 10)
     sampling = SamplingConfig(max_new_tokens=5, temperature=1)
-    (result,) = generator.generate("ab", sampling, processors=[guidance], n_alternatives=3)
+    (result,) = generator.generate("ab", sampling, processors=[guidance], n_alternatives=257)
     for trace in result.traces:
         assert trace.stages[-1].candidates_after == 10
-        assert all(0 < token.desired["first"] < 1 for token in trace.alternatives)
+        candidates = [token for token in trace.alternatives if token.chance > 0]
+        assert candidates
+        assert all(0 < token.desired["first"] < 1 for token in candidates)
