@@ -169,16 +169,17 @@ def _choose(
     tracer: Tracer | None,
 ) -> _Drawn:
     """Draw the token of each row from the model's logits (B, V); the best ones when there are no random numbers."""
-    log_total = logits.logsumexp(dim=-1)
-    if log_total.isnan().any():
+    log_probabilities = logits.log_softmax(dim=-1)  # (B, V)
+    # A single logit that is no number makes none of its whole row.
+    if log_probabilities[:, 0].isnan().any():
         raise UserError(
             "the model's logits are not numbers (NaN): its training diverged; use an earlier checkpoint of the run"
         )
     processed = chain(window.token_ids, logits, window.prompt_lengths, tracer.observe if tracer else None)
     chosen = most_probable(processed) if numbers is None else draw(processed, numbers.at(step))
-    of_chosen = logits.gather(1, chosen.clamp(min=0).unsqueeze(1)).squeeze(1)
+    of_chosen = log_probabilities.gather(1, chosen.clamp(min=0).unsqueeze(1)).squeeze(1)
     traces = tracer.finish(logits, processed, chosen, greedy=numbers is None) if tracer else None
-    return _Drawn(chosen, of_chosen - log_total, traces)
+    return _Drawn(chosen, of_chosen, traces)
 
 
 def _take(

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from model.normalization import rms_norm
 from model.positions import rotate
 
 
@@ -29,12 +30,13 @@ class CausalAttention(nn.Module):
         B, T, _ = inputs.shape
         D, H, K = self.config.channels_per_head, self.config.n_head, self.config.key_value_heads
         heads = self.qkv(inputs).view(B, T, H + 2 * K, D).transpose(1, 2)  # (B, H + 2 K, T, D)
-        queries, keys, values = heads.split((H, K, K), dim=1)
+        compared, values = heads.split((H + K, K), dim=1)
         if self.config.qk_norm:
             # Keeps attention logits bounded at high learning rates (Henry et al. 2020, arxiv.org/abs/2010.04245).
-            queries, keys = F.rms_norm(queries, (D,)), F.rms_norm(keys, (D,))
+            compared = rms_norm(compared)
         if rotation is not None:
-            queries, keys = rotate(queries, *rotation), rotate(keys, *rotation)
+            compared = rotate(compared, *rotation)
+        queries, keys = compared.split((H, K), dim=1)
         mask, is_causal = None, True
         if kv_cache is not None:
             keys, values = kv_cache.append(self.layer, keys, values)  # (B, K, S, D)

@@ -119,8 +119,11 @@ class KVCache:
     def end(self, token_ids: Tensor) -> None:
         """Count the tokens of this call, after the last layer has stored them."""
         seen = self.with_history(token_ids)
-        last = torch.tensor(self._counts, device=seen.device).unsqueeze(1) + torch.arange(HISTORY, device=seen.device)
-        self.history = seen.gather(1, last)
+        if self._places is None:
+            self.history = seen[:, -HISTORY:]
+        else:
+            last = torch.tensor(self._counts, device=seen.device).unsqueeze(1)
+            self.history = seen.gather(1, last + torch.arange(HISTORY, device=seen.device))
         self.lengths = [length + count for length, count in zip(self.lengths, self._counts, strict=True)]
 
     def copy_rows_from(self, other: "KVCache", rows: list[int]) -> None:

