@@ -147,8 +147,11 @@ class Utterance:
                 raise SpeechError(f"the speech engine did not answer within {time_limit_seconds:.0f} s") from None
             finally:
                 self._process = None
-        if process.returncode != 0:
-            lines = err.strip().splitlines() or [f"the speech engine ended with code {process.returncode}"]
+        lines = err.strip().splitlines()
+        # pyttsx3 does not ask what became of the program that plays the sound on Linux.
+        is_silent = any(line.startswith("aplay: ") for line in lines)
+        if process.returncode != 0 or is_silent:
+            lines = lines or [f"the speech engine ended with code {process.returncode}"]
             raise SpeechError(f"{lines[-1]}{_advice(err)}")
         return out
 
@@ -161,6 +164,8 @@ class Utterance:
 
 def _advice(errors: str) -> str:
     """What to do about the most common failure."""
+    if "\naplay: " in f"\n{errors}":
+        return " (is there a sound device? --speak-to FILE.wav needs none)"
     is_missing = sys.platform == "linux" and "espeak" in errors.lower()
     return " (install the engine: sudo apt install espeak-ng)" if is_missing else ""
 

@@ -134,6 +134,12 @@ def test_a_failure_is_one_line_and_the_rest_of_the_text_is_not_tried(
     assert "\n" not in notices[0]
 
 
+def test_a_sound_that_could_not_be_played_is_told_although_the_engine_is_content(fake_engine: FakeEngine) -> None:
+    said = "aplay: main:831: audio open error: No such file or directory"
+    fake_engine(f"import sys; print('ALSA lib: no card', {said!r}, sep=chr(10), file=sys.stderr)")
+    assert speak(["One. Two."]) == [f"no speech: {said} (is there a sound device? --speak-to FILE.wav needs none)"]
+
+
 def test_a_hanging_engine_is_given_up(fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_engine("time.sleep(600)")
     monkeypatch.setattr(speech, "START_SECONDS", 1.0)
