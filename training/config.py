@@ -36,7 +36,10 @@ class TrainConfig:
     early_stop: int = option(0, "stop after this many evaluations without a better one; 0: never", at_least=0)
 
     batch_tokens: int | None = option(
-        None, "tokens of an optimizer step over all processes (default: by preset)", at_least=1, group="batches"
+        None,
+        "tokens of an optimizer step over all processes (default: by preset; about 2048 with --init)",
+        at_least=1,
+        group="batches",
     )
     micro_batch_size: int | None = option(
         None, "sequences of a forward pass per process (default: what fits)", at_least=1, at_most=2**20

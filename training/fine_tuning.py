@@ -1,4 +1,4 @@
-"""What is different when training starts from a trained model: gentler steps, and low-rank adapters if asked for."""
+"""What is different when training starts from a trained model: gentler, smaller steps, and adapters if asked for."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from training.optimizers import DEFAULT_WEIGHT_DECAY, learning_rates
 
 FINE_TUNING_RATE = 0.1
 """A trained model goes on at a tenth of the rates: larger steps would undo what it knows."""
+FINE_TUNING_BATCH_TOKENS = 2048
+"""Tokens of an optimizer step: the batch that suits the first training of GPT-2 124M (65,536 tokens) is more than many
+a text to fine-tune on holds, and takes a laptop minutes."""
 
 
-def fine_tuning(config: TrainConfig) -> TrainConfig:
-    """The config with the lower rates and the mild decay that a trained model wants, where none were given."""
+def fine_tuning(config: TrainConfig, model_config: ModelConfig, world_size: int) -> TrainConfig:
+    """The config with the lower rates, the mild decay and the small batch that suit, where none were given."""
     rate, embedding_rate = learning_rates(config)
+    unit = model_config.context_length * world_size
     return dataclasses.replace(
         config,
         weight_decay=DEFAULT_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
         learning_rate=config.learning_rate or rate * FINE_TUNING_RATE,
         embedding_learning_rate=config.embedding_learning_rate or embedding_rate * FINE_TUNING_RATE,
+        batch_tokens=config.batch_tokens or max(1, FINE_TUNING_BATCH_TOKENS // unit) * unit,
     )
 
 

@@ -168,7 +168,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
         model_config = preset_config(request.preset, **request.model_overrides, vocab_size=corpus.tokenizer.vocab_size)
     else:
         model_config = initial.model_config
-        config = fine_tuning(config)
+        config = fine_tuning(config, model_config, workers.world_size)
     preflight = prepare_plan(
         config, model_config, corpus, device, workers, elapsed_seconds=lambda: time.monotonic() - request.started
     )
