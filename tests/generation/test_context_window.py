@@ -31,11 +31,11 @@ def decode_greedily(window: ContextWindow, n_tokens: int) -> Iterator[tuple[list
         logits = window.step(best)
 
 
-def visible_tokens(prompt_length: int, tokens: list[int], n_kept: int) -> list[int]:
+def visible_tokens(prompt_length: int, tokens: list[int], n_kept: int, context_length: int = CONTEXT) -> list[int]:
     """The part of `tokens` that the model sees when a full window keeps its newest n tokens, replayed one by one."""
     visible = tokens[:prompt_length]
     for token in tokens[prompt_length:]:
-        if len(visible) == CONTEXT:
+        if len(visible) == context_length:
             visible = [*visible, token][-n_kept:]
         else:
             visible = [*visible, token]
@@ -178,12 +178,16 @@ def test_rows_that_go_on_are_untouched_when_others_leave(build_model: Callable[.
     assert fewer.prompt_lengths.tolist() == [2, 1]
 
 
-def test_a_context_of_one_token_still_generates(build_model: Callable[..., GPT]) -> None:
-    model = build_model("gpt2", context_length=1)
-    window = ContextWindow(model, [[7]], [0], LONG)
-    window.start()
-    for token in (3, 4, 5):
-        assert torch.allclose(window.step(torch.tensor([token]))[0], full_pass(model, [token]), atol=TOLERANCE)
+@pytest.mark.parametrize("context_length", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("variant", ["gpt2", "ours"])
+def test_a_window_smaller_than_what_embeddings_look_back_to_still_generates(
+    build_model: BuildModel, variant: str, context_length: int
+) -> None:
+    model = build_model(variant, context_length=context_length)
+    n_kept = max(1, context_length // 2)
+    for rows, logits in decode_greedily(ContextWindow(model, [[7]], [0], LONG), 20):
+        expected = full_pass(model, visible_tokens(1, rows[0], n_kept, context_length))
+        assert (logits[0] - expected).abs().max() <= TOLERANCE
 
 
 def test_the_tokens_of_a_long_text_are_all_remembered(build_model: Callable[..., GPT]) -> None:
