@@ -33,7 +33,8 @@ def build_parser() -> ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="replace this run")
     run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
     run.add_argument("--init", metavar="CHECKPOINT", type=Path, help="start from these weights and their tokenizer")
-    run.add_argument("--preset", metavar="NAME", default="mini", help=f"{', '.join(PRESETS)} (default: mini)")
+    default = "mini; nano for under 10 minutes on a CPU without bf16"
+    run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {default})")
     add_options(parser, TrainConfig, "training")
     add_options(parser, ModelConfig, "model (default: the preset's)")
     return parser
@@ -47,25 +48,33 @@ def main() -> None:
     train_config = TrainConfig(**typed)
     check_tokenizer_choice(train_config.tokenizer)
     model_overrides = given_options(arguments, ModelConfig)
-    preset_config(arguments.preset, **{"vocab_size": 1, **model_overrides})
-    name = arguments.run or default_run_name(train_config.data, arguments.preset)
-    if Path(name).name != name or name in (".", ".."):
-        raise UserError(f"--run must be the name of one folder under checkpoints/, but is {name!r}")
+    preset_config(arguments.preset or "mini", **{"vocab_size": 1, **model_overrides})
+    if arguments.run and (Path(arguments.run).name != arguments.run or arguments.run in (".", "..")):
+        raise UserError(f"--run must be the name of one folder under checkpoints/, but is {arguments.run!r}")
 
+    # From here on torch is needed, which takes a second to load.
     from training.start import Request, start_training
+
+    command, preset = ["python", *sys.argv], arguments.preset or "mini"
+    if not (arguments.preset or arguments.init or model_overrides or "WORLD_SIZE" in os.environ):
+        from training.default_preset import default_preset
+
+        preset = default_preset(train_config)
+        command += ["--preset", preset] if preset != "mini" else []  # to go on or repeat on any machine
+    name = arguments.run or default_run_name(train_config.data, preset)
 
     start_training(
         Request(
             train_config=train_config,
             typed=typed,
-            preset=arguments.preset,
+            preset=preset,
             model_overrides=model_overrides,
             run_path=CHECKPOINTS / name,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
             init=arguments.init,
-            command=["python", *sys.argv],
+            command=command,
             started=STARTED,
         )
     )
