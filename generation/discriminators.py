@@ -183,12 +183,14 @@ def _rows_before(previous: Tensor, texts: Tensor, lengths: Tensor) -> list[int] 
 class NextTokenScorer:
     """The fast mode: one small product on the hidden state of the one language model that the head was trained for."""
 
+    @torch.no_grad()
     def __init__(self, head: NextTokenHead, label: int, *, name: str, language_model: str) -> None:
         """`language_model`: the SHA-256 of its checkpoint."""
         self.name = name
         self._head = head
         self._label = label
         self._language_model = language_model
+        self._folded = head.folded(label) if head.prefix.out_features == 2 else None
         self._states: HiddenStates | None = None
 
     def read_from(self, states: HiddenStates, language_model: str | None) -> None:
@@ -207,4 +209,6 @@ class NextTokenScorer:
             raise ValueError("the fast mode needs the hidden states of the language model: call read_from first")
         known = candidates.clamp(max=self._head.token.num_embeddings - 1)
         hidden = self._states.hidden.to(self._head.prefix.weight.dtype)
+        if self._folded is not None:
+            return self._folded.log_odds(hidden, known)
         return log_odds(self._head(hidden, known), self._label)

@@ -8,6 +8,7 @@ Each candidate x is scored for itself. One probability of the prefix multiplied 
 they are normalised: the common mistake, which changes nothing at all.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,15 +56,15 @@ class ScoredCandidates:
 
     token_ids: Tensor
     """(B, k), the most probable first."""
-    desired: dict[str, Tensor]
-    """p(desired | prefix + x) of each candidate (B, k), by the name of its scorer."""
+    log_odds: dict[str, Tensor]
+    """ln p(desired | prefix + x) − ln p(not desired | prefix + x) of each candidate (B, k), by its scorer's name."""
 
     def of_token(self, row: int, token_id: int) -> dict[str, float]:
         """p(desired | prefix + x) of one token by the name of its scorer; empty when it was no candidate."""
         places = (self.token_ids[row] == token_id).nonzero()
         if not len(places):
             return {}
-        return {name: float(share[row, places[0, 0]]) for name, share in self.desired.items()}
+        return {name: float(odds[row, places[0, 0]].sigmoid()) for name, odds in self.log_odds.items()}
 
 
 class Guidance:
@@ -93,18 +94,24 @@ class Guidance:
         if not self.guides:
             return logits
         base, candidates = logits.topk(min(self.n_candidates, logits.shape[-1]), dim=-1)  # (B, k) each
-        total = torch.zeros_like(base)
-        desired = {}
+        found, terms = {}, []
         for guide in self.guides:
             log_odds = guide.scorer.log_odds(token_ids, prompt_lengths, candidates).to(base.dtype)
-            # What is banned already may be no token of the scorer's; its score cannot matter.
-            if (log_odds.isnan() & (base > -torch.inf)).any():
-                raise UserError(
-                    f"the discriminator {guide.scorer.name} answers with no number (NaN): its training diverged; "
-                    "train it again with a lower --learning-rate"
-                )
-            log_odds = log_odds.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
-            total = total + abs(guide.strength) * guide.log_probabilities(log_odds)
-            desired[guide.scorer.name] = log_odds.sigmoid()
-        self.last = ScoredCandidates(candidates, desired)
-        return torch.full_like(logits, -torch.inf).scatter(1, candidates, base + total)
+            is_nan = log_odds.isnan()
+            if is_nan.any():
+                log_odds = _without_nan(log_odds, is_nan & (base > -torch.inf), guide.scorer.name)
+            terms.append(abs(guide.strength) * guide.log_probabilities(log_odds))
+            found[guide.scorer.name] = log_odds
+        self.last = ScoredCandidates(candidates, found)
+        total = functools.reduce(torch.add, terms)
+        return torch.full_like(logits, -torch.inf).scatter_(1, candidates, base + total)
+
+
+def _without_nan(log_odds: Tensor, matters: Tensor, name: str) -> Tensor:
+    """Zero for NaN; raises UserError where it matters. What is banned already may be no token of the scorer's."""
+    if matters.any():
+        raise UserError(
+            f"the discriminator {name} answers with no number (NaN): its training diverged; train it again with a "
+            "lower --learning-rate"
+        )
+    return log_odds.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)

@@ -142,6 +142,8 @@ class CandidateView(KVCache):
 
 def log_odds(class_logits: Tensor, label: int) -> Tensor:
     """ln p(label) − ln p(any other label): (…, L) → (…); its logsigmoid is ln p(label), of its negative ln p(not)."""
+    if class_logits.shape[-1] == 2:
+        return class_logits[..., label] - class_logits[..., 1 - label]  # as below, only faster
     others = [number for number in range(class_logits.shape[-1]) if number != label]
     return class_logits[..., label] - class_logits[..., others].logsumexp(dim=-1)
 

@@ -45,7 +45,11 @@ class DiscriminatorConfig:
         group="model",
         metavar="FILE",
     )
-    init: bool = option(False, "start from a copy of the language model instead of a small fresh network")
+    init: str | None = option(
+        None,
+        "start from a copy of this language model, which has the same tokenizer, instead of a small fresh network",
+        metavar="CHECKPOINT",
+    )
     body: str | None = option(
         None,
         "fine-tune this sequence classifier of Hugging Face's, such as BERT, instead (pip install transformers); the "
@@ -102,7 +106,7 @@ class DiscriminatorConfig:
         if bool(self.desired) != bool(self.undesired):
             missing = "--undesired" if self.desired else "--desired"
             raise UserError(f"{missing} is missing: a discriminator learns from texts with and without the attribute")
-        if self.body is not None and self.init:
+        if self.body is not None and self.init is not None:
             raise UserError("--body and --init both name a body for the discriminator; give one of them")
         if self.n_embd % (2 * self.n_head):
             raise UserError(
@@ -113,4 +117,4 @@ class DiscriminatorConfig:
     @property
     def peak_learning_rate(self) -> float:
         """Of AdamW; a trained body wants smaller steps than fresh weights (BERT: Devlin et al. 2018, appendix A.3)."""
-        return self.learning_rate or (0.00005 if self.body is not None else 0.0002 if self.init else 0.001)
+        return self.learning_rate or (0.00005 if self.body is not None else 0.0002 if self.init is not None else 0.001)

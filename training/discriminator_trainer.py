@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from command_line import EXIT_DIVERGED, UserError
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
+from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.discriminator import NO_LABEL, Discriminator
 from model.gpt import GPT
@@ -49,6 +53,18 @@ class HeldOutQuality:
     best_epoch: int
     sharpness: float
     """Factor of the class logits that calibration chose; 1 leaves them as they are."""
+
+
+def load_body(path: Path, tokenizer: Tokenizer) -> GPT:
+    """The language model of a checkpoint; raises UserError when it knows other tokens than `tokenizer`."""
+    checkpoint = load_checkpoint(path)
+    own = tokenizer_from_state(checkpoint.tokenizer)
+    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"--init {path} has another tokenizer ({own.name}, {own.vocab_size} tokens) than the language model to be "
+            f"guided ({tokenizer.name}, {tokenizer.vocab_size} tokens); name a model with the same one"
+        )
+    return checkpoint.build_model()
 
 
 def build_discriminator(

@@ -70,12 +70,12 @@ def fit(
     import torch
 
     from training.calibration import quality_table
-    from training.discriminator_trainer import build_discriminator, train_discriminator
+    from training.discriminator_trainer import build_discriminator, load_body, train_discriminator
     from training.distillation import distil_next_token_head
 
     _say_texts(texts)
     torch.manual_seed(config.seed)
-    body = generator.model if config.init else None
+    body = None if config.init is None else load_body(Path(config.init), generator.tokenizer)
     discriminator = build_discriminator(config, generator.tokenizer.vocab_size, len(texts.labels), body)
     discriminator.to(generator.model.token_embedding.weight.device)
     quality = train_discriminator(discriminator, texts, config, _say)

@@ -14,6 +14,7 @@ from command_line import UserError
 from data.tokenizers.characters import CharacterTokenizer
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
+from generation.context_window import ContextWindow
 from generation.discriminators import DiscriminatorScorer, NextTokenScorer, build_guidance, load_guide
 from generation.guidance import LOWEST_LOG_PROBABILITY, Guidance, Guide
 from generation.guidance_config import GuidanceConfig
@@ -455,6 +456,23 @@ def test_the_fast_mode_scores_prefix_token_and_both_together() -> None:
             expected = head.prefix.weight[label] @ hidden[0] + head.prefix.bias[label] + head.token.weight[token, label]
             expected = expected + head.vectors.weight[token] @ (queries @ hidden[0])
             torch.testing.assert_close(scores[row, label], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_labels", [2, 3])
+def test_the_log_odds_of_the_fast_mode_are_those_of_its_class_logits(n_labels: int) -> None:
+    """For two labels they are one folded product; for more, each label against all others together."""
+    torch.manual_seed(7)
+    head, states = NextTokenHead(4, 257, n_labels, rank=3), ContextWindow.__new__(ContextWindow)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    states.hidden, candidates = torch.randn(2, 4), torch.tensor([[7, 9, 256], [0, 1, 2]])
+    shares = head(states.hidden, candidates).softmax(-1)
+    for label in range(n_labels):
+        scorer = NextTokenScorer(head, label, name="label", language_model="abc")
+        scorer.read_from(states, "abc")
+        scores = scorer.log_odds(torch.zeros(2, 1), torch.ones(2), candidates)
+        torch.testing.assert_close(scores, torch.logit(shares[..., label]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_fast_mode_is_refused_for_another_language_model(generator: TextGenerator) -> None:

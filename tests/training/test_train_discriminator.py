@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from command_line import UserError, run_program
+from data.tokenizers.characters import CharacterTokenizer
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
 from generation.discriminators import load_guide
@@ -27,6 +28,7 @@ from training.calibration import best_sharpness, calibration_error, prefix_quali
 from training.discriminator_config import DiscriminatorConfig
 from training.discriminator_trainer import (
     build_discriminator,
+    load_body,
     prefix_weights,
     train_discriminator,
 )
@@ -316,7 +318,13 @@ def test_a_copy_of_the_language_model_can_be_the_body(
 ) -> None:
     output = tmp_path / "vowels.pt"
     words = ["--desired", str(piles[0]), "--undesired", str(piles[1]), "--checkpoint", str(language_model)]
-    assert run_module(monkeypatch, *words, "--output", str(output), "--init", "--epochs", "1", "--device", "cpu") == 0
+    words += ["--init", str(language_model), "--epochs", "1", "--device", "cpu"]
+    assert run_module(monkeypatch, *words, "--output", str(output)) == 0
     body, original = load_checkpoint(output).model_config, load_checkpoint(language_model).model_config
     assert (body.n_embd, body.n_layer, body.positions) == (original.n_embd, original.n_layer, original.positions)
     assert load_guide(str(output), 1.0, TOKENIZER).scorer.name == "vowels"
+
+
+def test_a_body_with_another_tokenizer_is_refused(language_model: Path) -> None:
+    with pytest.raises(UserError, match=r"has another tokenizer .* than the language model to be guided"):
+        load_body(language_model, CharacterTokenizer("abc"))
