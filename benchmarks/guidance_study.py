@@ -46,7 +46,7 @@ POOL_PARTS, TRAINING_PARTS = 16, 12
 """Of unguided texts: those that arms choose from, and those that teach the guides of the rules."""
 RUN, REFERENCE_RUN = "benchmark-guidance", "benchmark-guidance-reference"
 RULES: dict[str, Callable[[str], bool]] = {
-    rule.__name__: rule for rule in (asks_a_question, ends_with_a_sentence, tells_of_the_sea)
+    rule.__name__: rule for rule in (tells_of_the_sea, asks_a_question, ends_with_a_sentence)
 }
 N_TELLING_TOKENS = 100
 
@@ -165,7 +165,9 @@ class Study:
         ]
         guide = self._folder / f"{name}.pt"
         if not guide.exists():
-            config = DiscriminatorConfig(rule=f"training/attributes.py:{name}", output=str(guide), device="cpu")
+            config = DiscriminatorConfig(
+                rule=f"training/attributes.py:{name}", epochs=4, output=str(guide), device="cpu"
+            )
             label = name.replace("_", "-")
             texts = label_samples(samples, lambda text: label if rule(text) else f"not-{label}", self._generator, 0.2)
             fit(config, self._generator, texts, guide, "python -m benchmarks.guidance")

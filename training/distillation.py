@@ -6,6 +6,8 @@ arxiv.org/abs/1503.02531). Neither the language model nor the discriminator move
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,8 +20,8 @@ from model.next_token_head import NextTokenHead
 from training.calibration import PrefixQuality, best_sharpness, pad_texts, quality, score_prefixes
 from training.labels import LabelledText, LabelledTexts, shuffled_batches
 
-EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 4, 1e-2, 0.01
-"""The loss on the tuning tales has settled by then."""
+STEPS, LEARNING_RATE, WEIGHT_DECAY = 200, 1e-2, 0.01
+"""However many texts there are: the head is small, and its teacher answers at every prefix."""
 
 
 def distil_next_token_head(
@@ -37,18 +39,17 @@ def distil_next_token_head(
     head = NextTokenHead(config.n_embd, discriminator.config.vocab_size, discriminator.n_labels, rank).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
-    n_steps = EPOCHS * -(-len(texts.training) // batch_texts)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
-    for epoch in range(EPOCHS):
-        total, n_batches = 0.0, 0
-        for batch in shuffled_batches(texts.training, batch_texts, order):
-            optimizer.zero_grad()
-            loss = distillation_loss(head, discriminator, language_model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total, n_batches = total + loss.item(), n_batches + 1
-        say(f"fast mode, epoch {epoch + 1} of {EPOCHS}  loss {total / n_batches:.3f}")
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    epochs = (shuffled_batches(texts.training, batch_texts, order) for _ in itertools.count())
+    losses = []
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), STEPS):
+        optimizer.zero_grad()
+        loss = distillation_loss(head, discriminator, language_model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    say(f"fast mode   loss {statistics.mean(losses[:10]):.3f} → {statistics.mean(losses[-10:]):.3f}")
 
     def guess(token_ids: Tensor) -> Tensor:
         return next_token_logits(head, language_model, token_ids)
