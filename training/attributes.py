@@ -28,5 +28,5 @@ def ends_with_a_sentence(text: str) -> bool:
 
 
 def tells_of_the_sea(text: str) -> bool:
-    """Whether the text holds three different words of the sea: a topic, and a rare one (English)."""
-    return len(set(_SEA_WORD.findall(text.lower()))) >= 3
+    """Whether the text holds two different words of the sea: a topic, and a rare one (English)."""
+    return len(set(_SEA_WORD.findall(text.lower()))) >= 2

@@ -196,6 +196,9 @@ def test_shipped_rules_hold_in_both_languages() -> None:
     ends = load_rule("training/attributes.py:ends_with_a_sentence")
     assert [ends(text) for text in ("He came.", 'She said "no!" ', "下雨了。")] == ["ends-with-a-sentence"] * 3
     assert [ends(text) for text in ("He came. She", "", "3.5 and")] == ["not-ends-with-a-sentence"] * 3
+    sea = load_rule("training/attributes.py:tells_of_the_sea")
+    assert sea("A ship on the waves.") == "tells-of-the-sea"
+    assert [sea(text) for text in ("A ship and two ships.", "Fishy shipping.")] == ["not-tells-of-the-sea"] * 2
 
 
 @pytest.mark.parametrize(
