@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import BenchmarkConfig
 from command_line import (
     ArgumentParser,
     Config,
@@ -27,12 +28,21 @@ from command_line import (
     option_types,
 )
 from generation.config import GenerateConfig, LoadConfig, SamplingConfig, SpeechConfig
+from generation.guidance_config import GuidanceConfig
+from generation.score import ScoreConfig
 from model.config import ModelConfig
 from training.config import TrainConfig
+from training.discriminator_config import DiscriminatorConfig
 
 PROJECT = Path(__file__).parents[1]
-CONFIGS: list[type[Config]] = [ModelConfig, TrainConfig, SamplingConfig, LoadConfig, GenerateConfig, SpeechConfig]
-REQUIRED: dict[type[Config], dict[str, Any]] = {ModelConfig: {"vocab_size": 100}}
+CONFIGS: list[type[Config]] = [
+    *(ModelConfig, TrainConfig, SamplingConfig, LoadConfig, GenerateConfig, SpeechConfig, GuidanceConfig, ScoreConfig),
+    *(DiscriminatorConfig, BenchmarkConfig),
+]
+REQUIRED: dict[type[Config], dict[str, Any]] = {
+    ModelConfig: {"vocab_size": 100},
+    DiscriminatorConfig: {"rule": "ends_with_a_sentence"},
+}
 
 NO_NUMBER = ["", "x", "1_000", " 7", "٣", "0x10", "1,5", "--", "nan", "inf", "-inf"]
 BAD_TEXTS: dict[type, list[str]] = {
