@@ -28,25 +28,46 @@ def letters(build_model: BuildModel) -> TextGenerator:
     return TextGenerator(build_model("ours", vocab_size=V), LETTERS)
 
 
-def all_texts(generator: TextGenerator, prompt: str, sampling: SamplingConfig) -> dict[tuple[int, ...], float]:
-    """Every sequence of tokens that ends or has N_TOKENS, with its log-probability behind the processors."""
-    found: dict[tuple[int, ...], float] = {}
-    beginnings: dict[tuple[int, ...], float] = {(): 0.0}
+Tokens = tuple[int, ...]
+
+
+def log_probabilities(generator: TextGenerator, prompt: str, so_far: Tokens, sampling: SamplingConfig) -> list[float]:
+    """Of each token behind a prompt and tokens, behind all processors: one uncached pass, nothing remembered."""
     prompt_ids = generator.encode_prompt(prompt)
-    for n_tokens in range(N_TOKENS):
-        following: dict[tuple[int, ...], float] = {}
+    token_ids = torch.tensor([[*prompt_ids, *so_far]])
+    with torch.no_grad():
+        logits = generator.model(token_ids)[:, -1]
+    processed = generator.build_chain(sampling)(token_ids, logits, torch.tensor([len(prompt_ids)]))
+    of_tokens: list[float] = processed.double().log_softmax(-1)[0].tolist()
+    return of_tokens
+
+
+def all_texts(generator: TextGenerator, prompt: str, sampling: SamplingConfig) -> dict[Tokens, float]:
+    """Every sequence of tokens that ends or has N_TOKENS, with its log-probability behind the processors."""
+    found: dict[Tokens, float] = {}
+    beginnings: dict[Tokens, float] = {(): 0.0}
+    for n_tokens in range(1, N_TOKENS + 1):
+        following: dict[Tokens, float] = {}
         for beginning, score in beginnings.items():
-            token_ids = torch.tensor([[*prompt_ids, *beginning]])
-            with torch.no_grad():
-                logits = generator.model(token_ids)[:, -1]
-            chain = generator.build_chain(sampling)
-            of_tokens = chain(token_ids, logits, torch.tensor([len(prompt_ids)])).double().log_softmax(-1)[0].tolist()
-            for token, log_probability in enumerate(of_tokens):
-                if log_probability > -math.inf:
-                    is_whole = token == END or n_tokens == N_TOKENS - 1
-                    (found if is_whole else following)[(*beginning, token)] = score + log_probability
+            for token, share in enumerate(log_probabilities(generator, prompt, beginning, sampling)):
+                if share > -math.inf:
+                    is_whole = token == END or n_tokens == N_TOKENS
+                    (found if is_whole else following)[(*beginning, token)] = score + share
         beginnings = following
     return found
+
+
+def naive_beams(generator: TextGenerator, prompt: str, sampling: SamplingConfig, n_beams: int) -> list[Tokens]:
+    """The n best of all continuations and all texts that have ended, step by step."""
+    beams: dict[Tokens, float] = {(): 0.0}
+    for _ in range(sampling.max_new_tokens):
+        grown = {tokens: score for tokens, score in beams.items() if END in tokens}
+        for tokens, score in beams.items():
+            if END not in tokens:
+                shares = log_probabilities(generator, prompt, tokens, sampling)
+                grown |= {(*tokens, t): score + share for t, share in enumerate(shares) if share > -math.inf}
+        beams = dict(sorted(grown.items(), key=lambda beam: -beam[1])[:n_beams])
+    return list(beams)
 
 
 @pytest.mark.parametrize("prompt", ["", "ab", "dcba"])
@@ -72,6 +93,18 @@ def test_beams_of_full_width_find_the_most_probable_texts_of_all(
     assert [tuple(result.token_ids) for result in results] == best
     assert [result.text for result in results] == [LETTERS.decode(list(tokens)) for tokens in best]
     assert {result.reason for result in results} <= {"end_of_text", "max_new_tokens"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram": 2, "min_new_tokens": 12}], ids=str)
+@pytest.mark.parametrize("n_beams", [2, 3, 7])
+def test_few_beams_are_the_best_of_their_continuations_at_every_step(
+    letters: TextGenerator, n_beams: int, settings: dict[str, Any]
+) -> None:
+    """Beams change places, so a processor that remembers its rows would take one for another."""
+    sampling = SamplingConfig(max_new_tokens=12, num_samples=n_beams, temperature=0, **settings)
+    for prompt in ("ac", "bd"):
+        results = search_beams(letters, [prompt], sampling, n_beams)
+        assert [tuple(result.token_ids) for result in results] == naive_beams(letters, prompt, sampling, n_beams)
 
 
 def test_log_probabilities_are_those_of_the_model(letters: TextGenerator) -> None:
