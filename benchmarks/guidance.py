@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from benchmarks.guidance_study import Arm, Study
 
 N_TEXTS = 500
-GUIDED, GOLD = "exact", "rejection"
 
 
 def answer(config: BenchmarkConfig) -> Report:
@@ -55,36 +54,34 @@ def notes(study: Study) -> list[str]:
     ]
 
 
+WANTED = {"gloomy": 0.95, "tells_of_the_sea": 0.6, "asks_a_question": 0.9, "ends_with_a_sentence": 0.9}
+"""Share of texts; of the sea tell 2 % of the unguided ones, so that best of 16 cannot get far."""
+HARD = "tells_of_the_sea"
+
+
 def targets(name: str, arms: list[Arm]) -> list[Comparison]:
-    """The guided arm of the lowest strength that reaches the wanted rate, else of the highest rate, against targets."""
-    wanted = {"gloomy": 0.95, "asks_a_question": 0.9, "ends_with_a_sentence": 0.9, "tells_of_the_sea": 0.6}[name]
-    limit = 1.2 if name == "gloomy" else 1.5
+    """The exact arm of the lowest strength that reaches the wanted rate, else of the highest rate, and its price."""
     by_name = {arm.name: arm for arm in arms}
-    exact = [arm for arm in arms if arm.name.startswith(GUIDED)]
-    chosen = next((arm for arm in exact if arm.rate >= wanted), max(exact, key=lambda arm: arm.rate))
-    label = f"{name}, {chosen.name}"
+    exact = [arm for arm in arms if arm.mode == "exact"]
+    chosen = next((arm for arm in exact if arm.rate >= WANTED[name]), max(exact, key=lambda arm: arm.rate))
 
-    def one(measure: str, unit: str, peer: str, own: float, other: float, target: Target | None) -> Comparison:
-        return Comparison(f"{label}: {measure}", unit, peer, [own], [other], target)
+    def one(arm: Arm, measure: str, unit: str, peer: str, own: float, other: float, target: Target) -> Comparison:
+        strength = arm.name.removeprefix("exact ")
+        return Comparison(f"{name.replace('_', ' ')}, λ = {strength}: {measure}", unit, peer, [own], [other], target)
 
-    base, best, gold = by_name["unguided"], by_name["best of 16"], by_name[GOLD]
-    bayes = by_name[f"{GUIDED} 1"]
-    at_least = Target("at least", 1)
-    return [
-        one("texts that have it", "%", "wanted", 100 * chosen.rate, 100 * wanted, at_least),
-        one("texts that have it", "%", "best of 16", 100 * chosen.rate, 100 * best.rate, at_least),
-        one("perplexity", "of unguided", "unguided", chosen.perplexity_ratio, 1, Target("at most", limit)),
-        one("distinct-3", "of unguided", "unguided", chosen.distinct_3_ratio, 1, Target("at least", 0.97)),
-        one("tokens/s", "of unguided", "unguided", chosen.speed_ratio, base.speed_ratio, None),
-        Comparison(
-            f"{name}, {bayes.name}: perplexity",
-            "of unguided",
-            "rejection (gold)",
-            [bayes.perplexity_ratio],
-            [gold.perplexity_ratio],
-            Target("at most", 1.1),
-        ),
-    ]
+    rate, ratio = ("texts that have it", "%"), ("perplexity", "× unguided")
+    rows = [one(chosen, *rate, "wanted", 100 * chosen.rate, 100 * WANTED[name], Target("at least", 1))]
+    if name == HARD:
+        best = by_name["best of 16"]
+        return [*rows, one(chosen, *rate, best.name, 100 * chosen.rate, 100 * best.rate, Target("at least", 1))]
+    limit = 1.2 if name == "gloomy" else 1.5
+    rows.append(one(chosen, *ratio, "unguided", chosen.perplexity_ratio, 1, Target("at most", limit)))
+    if name == "gloomy":
+        bayes, gold = by_name["exact 1"].perplexity_ratio, by_name["rejection"].perplexity_ratio
+        distinct = chosen.distinct_3_ratio
+        rows.append(one(chosen, "distinct-3", "× unguided", "unguided", distinct, 1, Target("at least", 0.97)))
+        rows.append(one(by_name["exact 1"], *ratio, "rejection (gold)", bayes, gold, Target("at most", 1.1)))
+    return rows
 
 
 if __name__ == "__main__":
