@@ -1,4 +1,4 @@
-"""Discriminators in decoding: cached, in step with the rows of a batch, fast or exact, refused where they do not fit."""
+"""Discriminators at work: cached, in step with the rows of a batch, fast or exact, refused where they do not fit."""
 
 from pathlib import Path
 from typing import Any
