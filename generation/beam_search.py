@@ -108,8 +108,9 @@ def _grow(
     """
     live = [beam for beam in beams if beam.row.reason is None]
     scores = torch.tensor([beam.score for beam in live], dtype=torch.float64, device=logits.device)
-    # A row without candidates has no distribution: NaN.
-    totals = scores.unsqueeze(1) + processed.double().log_softmax(dim=-1).nan_to_num(nan=-torch.inf)  # (B, V)
+    log_shares = processed.double().log_softmax(dim=-1)
+    # A row without candidates has no distribution: NaN. Without `neginf`, banned tokens would become finite.
+    totals = scores.unsqueeze(1) + log_shares.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # (B, V)
     best = totals.flatten().topk(min(n_beams, totals.numel()))
     under_model = logits.log_softmax(dim=-1)
 
