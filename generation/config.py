@@ -115,7 +115,12 @@ class LoadConfig:
 
     checkpoint: str | None = option(None, "checkpoint file (default: the newest run's best.pt)", metavar="FILE")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", metavar="NAME")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "arithmetic of the weights; auto: fp32 on a CPU")
+    precision: Literal["auto", "fp32", "bf16", "int8"] = option(
+        "auto", "how the weights are stored; auto: fp32 on a CPU; there bf16 and int8 imply --compile"
+    )
+    compile: bool = option(
+        False, "CPU: multiply by a kernel that a C++ compiler makes at the start (a second); pays for large models"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -46,7 +46,9 @@ class Program:
         if request.config.beams is not None and request.guidance.discriminator:
             raise UserError("--discriminator follows texts that go on, but --beams swaps them; use --best-of instead")
         self.request = request
-        self.generator = TextGenerator.load(request.checkpoint, load.device, load.precision, notify=notify)
+        self.generator = TextGenerator.load(
+            request.checkpoint, load.device, load.precision, compile=load.compile, notify=notify
+        )
         tokenizer = self.generator.tokenizer
         self.processors: list[LogitsProcessor] = [
             load_extension("--processor", text, tokenizer) for text in request.config.processor

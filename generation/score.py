@@ -161,7 +161,7 @@ def main() -> None:
     from generation.text_generator import TextGenerator
     from model.durable_files import StorageError
 
-    generator = TextGenerator.load(checkpoint, load.device, load.precision, notify=notify)
+    generator = TextGenerator.load(checkpoint, load.device, load.precision, compile=load.compile, notify=notify)
     score = score_documents(generator.model, generator.tokenizer, source.documents(), config.stride)
     if config.map:
         print(terminal_map(score, generator.tokenizer))

@@ -8,6 +8,7 @@ criterion names its reason (`stopping`); `decoding` is the loop.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,7 +21,10 @@ from generation.logits_processors.base import LogitsProcessor, ProcessorChain
 from generation.logits_processors.from_config import processors_from_config
 from generation.stopping import StoppingCriterion, TimeLimit
 from generation.trace import StepTrace
+from model.few_rows import use_few_rows_linear
 from model.gpt import GPT
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,18 @@ class TextGenerator:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", precision: str = "auto", *, notify: Callable[[str], None] = _ignore
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        *,
+        compile: bool = False,
+        notify: Callable[[str], None] = _ignore,
     ) -> "TextGenerator":
-        """Open a checkpoint; raises CheckpointError when it is unusable, UserError when the device is not there."""
+        """Open a checkpoint; raises CheckpointError when it is unusable, UserError when the device is not there.
+
+        On a CPU, `compile` and the precisions bf16 and int8 multiply by a compiled kernel (`model/few_rows.py`).
+        """
         from data.tokenizers.registry import tokenizer_from_state
         from model.checkpoint import CheckpointError, load_checkpoint
 
@@ -79,7 +92,7 @@ class TextGenerator:
         ours, expected = tokenizer.vocab_size, checkpoint.model_config.vocab_size
         if ours != expected:
             raise CheckpointError(f"{path}: its tokenizer has {ours} tokens, its model {expected}")
-        model = checkpoint.build_model().to(target, choose_dtype(precision, target))
+        model = on_device(checkpoint.build_model(), target, precision, compile=compile)
         generator = cls(model, tokenizer, notify=notify)
         generator.checkpoint_sha256 = checkpoint.sha256
         return generator
@@ -188,8 +201,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the weights; auto: bf16 on CUDA, else fp32, where a text does not depend on its batch."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+def on_device(model: GPT, device: torch.device, precision: Precision, *, compile: bool) -> GPT:
+    """The model as it decodes there; auto: bf16 on CUDA, else fp32, where a text does not depend on its batch.
+
+    Raises UserError for what the device cannot do.
+    """
+    if device.type == "cpu":
+        if compile or precision in ("bf16", "int8"):
+            use_few_rows_linear(model, "fp32" if precision == "auto" else precision)
+        return model
+    if compile or precision == "int8":
+        flag = "--compile" if compile else "--precision int8"
+        raise UserError(f"{flag} needs a CPU, but the device is {device.type}; leave it out, or add --device cpu")
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return model.to(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])

@@ -1,5 +1,7 @@
 """Normalization: keeps the size of activations steady from block to block."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,10 +34,16 @@ def rms_norm(inputs: Tensor, weight: Tensor | None = None, eps: float | None = N
     """
     if torch.is_grad_enabled() or inputs.device.type != "cpu" or inputs.dtype.itemsize < 4:
         return F.rms_norm(inputs, inputs.shape[-1:], weight, eps)
-    eps = torch.finfo(inputs.dtype).eps if eps is None else eps
     norm = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
-    scaled = inputs * (norm.square() / inputs.shape[-1] + eps).rsqrt()
-    return scaled if weight is None else scaled * weight  # type: ignore[no-any-return]
+    mean_square = torch.addcmul(_constant(eps, inputs.dtype), norm, norm, value=1 / inputs.shape[-1])
+    scaled = inputs * mean_square.rsqrt_()
+    return scaled if weight is None else scaled * weight
+
+
+@functools.cache
+def _constant(eps: float | None, dtype: torch.dtype) -> Tensor:
+    # A number that stands in a formula becomes a tensor anew each time, which takes longer than to add it.
+    return torch.tensor(torch.finfo(dtype).eps if eps is None else eps, dtype=dtype)
 
 
 NORMALIZATIONS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -166,7 +166,7 @@ def test_a_character_that_the_tokenizer_does_not_know_is_named(generate: Generat
         (["--max-new-tokens", "-1"], "--max-new-tokens must be"),
         (["--stop", ""], "--stop must be a text of at least one character"),
         (["--temprature", "1"], "unknown option '--temprature' (did you mean --temperature?)"),
-        (["--precision", "fp8"], "--precision must be one of auto, fp32, bf16, but is 'fp8'"),
+        (["--precision", "fp8"], "--precision must be one of auto, fp32, bf16, int8, but is 'fp8'"),
         (["--prompt", "-", "--prompt", "-"], "--prompt - reads all of standard input"),
         (["--device", "tpu"], "--device must be one of auto, cpu"),
     ],

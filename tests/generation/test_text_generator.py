@@ -11,7 +11,7 @@ import torch
 from command_line import UserError
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
-from generation.text_generator import TextGenerator, choose_device
+from generation.text_generator import Precision, TextGenerator, choose_device, on_device
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.gpt import GPT
 from tests.generation.conftest import BuildModel
@@ -267,3 +267,39 @@ def test_a_tokenizer_of_another_vocabulary_than_the_model_is_refused(build_model
     )
     with pytest.raises(CheckpointError, match=r"odd\.pt: its tokenizer has 257 tokens, its model 300"):
         TextGenerator.load(path)
+
+
+def write_checkpoint(model: GPT, path: Path) -> Path:
+    save_checkpoint(
+        path, model_config=model.config, state_dict=model.state_dict(), tokenizer=ByteTokenizer().state(), provenance={}
+    )
+    return path
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "ours"])
+def test_the_compiled_kernel_draws_the_same_texts(build_model: BuildModel, tmp_path: Path, variant: str) -> None:
+    path, sampling = write_checkpoint(build_model(variant), tmp_path / "a.pt"), SamplingConfig(num_samples=3)
+    plain, compiled = (TextGenerator.load(path, "cpu", compile=flag).generate("ab", sampling) for flag in (False, True))
+    assert [result.token_ids for result in plain] == [result.token_ids for result in compiled]
+    for ours, theirs in zip(plain, compiled, strict=True):
+        assert ours.log_probabilities == pytest.approx(theirs.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_give_nearly_the_same_probabilities(
+    build_model: BuildModel, tmp_path: Path, precision: Precision
+) -> None:
+    path = write_checkpoint(build_model("gpt2", n_embd=64), tmp_path / "a.pt")
+    exact, rounded = (TextGenerator.load(path, "cpu", name) for name in ("fp32", precision))
+    tokens = torch.arange(16)[None]
+    ours, expected = (generator.model(tokens).log_softmax(dim=-1) for generator in (rounded, exact))
+    divergence = (expected.exp() * (expected - ours)).sum(dim=-1).mean()
+    assert 0 < divergence < 0.02 * -(expected.exp() * expected).sum(dim=-1).mean()
+
+
+def test_what_only_a_cpu_can_is_refused_elsewhere(build_model: BuildModel) -> None:
+    cuda = torch.device("cuda")
+    with pytest.raises(UserError, match="--precision int8 needs a CPU, but the device is cuda"):
+        on_device(build_model(), cuda, "int8", compile=False)
+    with pytest.raises(UserError, match="--compile needs a CPU"):
+        on_device(build_model(), cuda, "bf16", compile=True)
