@@ -166,7 +166,7 @@ class Study:
         guide = self._folder / f"{name}.pt"
         if not guide.exists():
             config = DiscriminatorConfig(
-                rule=f"training/attributes.py:{name}", epochs=4, output=str(guide), device="cpu"
+                rule=f"training/attributes.py:{name}", epochs=3, output=str(guide), device="cpu"
             )
             label = name.replace("_", "-")
             texts = label_samples(samples, lambda text: label if rule(text) else f"not-{label}", self._generator, 0.2)
