@@ -1,6 +1,5 @@
 """What `generate.py` does once its flags are read: continue texts, or show, plot, explain, speak, converse."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from generation.guidance_config import GuidanceConfig
 from generation.inspection import next_tokens
 from generation.interactive import Session, run_session
 from generation.logits_processors.base import LogitsProcessor
-from generation.output import notify, write_samples, write_text
+from generation.output import have_one_target, notify, write_samples, write_text
 from generation.plots import plot_next_token
 from generation.speech import Speaker, speak_to_file
 from generation.stopping import StoppingCriterion
@@ -104,8 +103,7 @@ class Program:
     def _write_texts(self) -> None:
         pieces = self._stream()
         if self.request.config.explain:
-            one_screen = sys.stdout.isatty() and sys.stderr.isatty()
-            pieces = reports.explained(pieces, self.generator, self._order, hold=one_screen)
+            pieces = reports.explained(pieces, self.generator, self._order, hold=have_one_target())
         prompts, n_samples, speech = self.request.prompts, self.request.sampling.num_samples, self.request.speech
         written: list[str] = []
 

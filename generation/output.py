@@ -1,6 +1,7 @@
 """What `generate.py` reads and prints: prompts, streamed texts, JSON lines, a checkpoint's card."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,14 @@ def notify(notice: str) -> None:
 def write_text(text: str) -> None:
     """Print text on stdout at once, as it is."""
     print(text, end="", flush=True)
+
+
+def have_one_target() -> bool:
+    """Whether stdout and stderr end up in the same terminal, file or pipe, so that one would stand inside the other."""
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except OSError:  # a stream without a file, as in a notebook
+        return True
 
 
 def read_prompts(prompts: Sequence[str]) -> list[str]:

@@ -74,7 +74,7 @@ def _json_alternative(token: Alternative, generator: TextGenerator) -> dict[str,
 def explained(pieces: Iterable[Piece], generator: TextGenerator, order: str, *, hold: bool) -> Iterator[Piece]:
     """The same pieces, after printing on stderr how each was chosen.
 
-    `hold` is for a terminal that shows both: the text then stands behind the explanations instead of between them.
+    `hold` is for a place that shows both: the text then stands behind the explanations instead of between them.
     Ctrl-C gives what was held so far before it passes.
     """
     colours = Colours(sys.stderr.isatty())
@@ -85,7 +85,8 @@ def explained(pieces: Iterable[Piece], generator: TextGenerator, order: str, *, 
         for piece in pieces:
             if piece.trace is not None:
                 steps[piece.sample] += 1
-                print(format_trace(piece, steps[piece.sample], generator.tokenizer, colours), file=sys.stderr)
+                # In one write with its line break, between which Ctrl-C could come.
+                sys.stderr.write(format_trace(piece, steps[piece.sample], generator.tokenizer, colours) + "\n")
             if hold:
                 held.append(piece)
             else:

@@ -284,6 +284,18 @@ def test_an_explained_text_streams_and_ctrl_c_keeps_it(checkpoint: Path, tmp_pat
     assert explained.endswith("generate.py: interrupted\n")
 
 
+def test_a_file_for_both_streams_holds_the_text_behind_its_explanation(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "both"
+    with path.open("wb") as both:
+        words = ["--prompt", "go", "--explain", "--max-new-tokens", "4"]
+        with start(checkpoint, *words, stdout=both, stderr=subprocess.STDOUT) as process:
+            assert process.wait(timeout=60) == 0
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert sum(line.startswith("sample 0 · step ") for line in lines) == 4
+    last_trace = max(number for number, line in enumerate(lines) if "candidates, entropy" in line)
+    assert lines[last_trace + 1].startswith("go")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_a_terminal_shows_the_text_behind_its_explanation_also_after_ctrl_c(checkpoint: Path) -> None:
     import pty
