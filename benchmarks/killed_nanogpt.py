@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.killed_runs import MEASURED_EVERY
 from benchmarks.killing import Child, LostError, Tally, kill_at_random
 
 NANOGPT_FLAGS = (
@@ -30,8 +31,7 @@ NANOGPT_FLAGS = (
 )  # fmt: skip
 
 
-def kill_nanogpt(checkout: Path, n_trials: int, folder: Path, first_seed: int = 0) -> Tally:
-    """Many trials of nanoGPT; lost is a checkpoint that was there and cannot be loaded now."""
+def _copy_with_data(checkout: Path, folder: Path) -> Path:
     copy = folder / "nanoGPT"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "assets"))
     data = copy / "data" / "killed"
@@ -39,6 +39,12 @@ def kill_nanogpt(checkout: Path, n_trials: int, folder: Path, first_seed: int = 
     for name in ("train.bin", "val.bin"):
         (np.arange(2000) % 50).astype(np.uint16).tofile(data / name)
     (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 257}))  # as many as our runs have
+    return copy
+
+
+def kill_nanogpt(checkout: Path, n_trials: int, folder: Path, first_seed: int = 0) -> Tally:
+    """Many trials of nanoGPT; lost is a checkpoint that was there and cannot be loaded now."""
+    copy = _copy_with_data(checkout, folder)
 
     def work(say: Callable[[str], None]) -> None:
         save, n_saves = torch.save, 0
@@ -59,14 +65,17 @@ def kill_nanogpt(checkout: Path, n_trials: int, folder: Path, first_seed: int = 
         runpy.run_path("train.py", run_name="__main__")
 
     importlib.import_module("torch._dynamo")  # or every child would load it for seconds at its first step
-    started = time.monotonic()
-    child = Child(work, folder / "errors")
-    if child.end(kill=False) != 0:
-        raise LostError((folder / "errors").read_text(encoding="utf-8"))
-    run_seconds, n_saves, tally = time.monotonic() - started, len(child.said) // 2, Tally()
+    tally, run_seconds, n_saves = Tally(), 0.0, 0
     for seed in range(first_seed, first_seed + n_trials):
         source = random.Random(seed)
         shutil.rmtree(folder / "out", ignore_errors=True)
+        if (seed - first_seed) % MEASURED_EVERY == 0:
+            started = time.monotonic()
+            child = Child(work, folder / "errors")
+            if child.end(kill=False) != 0:
+                raise LostError((folder / "errors").read_text(encoding="utf-8"))
+            run_seconds, n_saves = time.monotonic() - started, len(child.said) // 2
+            shutil.rmtree(folder / "out")
         child = Child(work, folder / "errors")
         kill_at_random(child, source, run_seconds, n_saves)
         code = child.end(kill=True)

@@ -32,6 +32,8 @@ from training.trainer import Trainer
 
 MODEL = {"vocab_size": 257, "context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": 0.2}
 CONFIG = TrainConfig(keep_checkpoints=2)
+MEASURED_EVERY = 20
+"""Trials between two measurements of how long a run takes: it changes with what else the machine does."""
 PLAN = Plan(
     n_steps=6,
     sequences=8,
@@ -140,6 +142,15 @@ def trial(folder: Path, corpus: PreparedCorpus, seed: int, expected: str, run_se
         tally.lose(seed, error)
 
 
+def length_of_a_run(folder: Path, corpus: PreparedCorpus) -> float:
+    """Seconds of a run that is not killed, which it leaves in `again`."""
+    shutil.rmtree(folder / "again", ignore_errors=True)
+    started = time.monotonic()
+    if Child(lambda say: train(folder / "again", corpus, say), folder / "errors").end(kill=False) != 0:
+        raise LostError((folder / "errors").read_text(encoding="utf-8"))
+    return time.monotonic() - started
+
+
 def kill_our_runs(n_trials: int, folder: Path, first_seed: int = 0) -> Tally:
     """Many trials of this project; `folder` is for their files."""
     text = folder / "text.txt"
@@ -150,12 +161,11 @@ def kill_our_runs(n_trials: int, folder: Path, first_seed: int = 0) -> Tally:
     # The unbroken run, in this very process: what PyTorch loads at its first step, the children have then already.
     train(folder / "unbroken", corpus, lambda words: None)
     expected, tally = bits(folder / "unbroken"), Tally()
-    started = time.monotonic()
-    if Child(lambda say: train(folder / "again", corpus, say), folder / "errors").end(kill=False) != 0:
-        raise LostError((folder / "errors").read_text(encoding="utf-8"))
-    run_seconds = time.monotonic() - started
-    if bits(folder / "again") != expected:
-        tally.lose(first_seed, "two runs that were not killed differ")
+    run_seconds = 0.0
     for seed in range(first_seed, first_seed + n_trials):
+        if (seed - first_seed) % MEASURED_EVERY == 0:
+            run_seconds = length_of_a_run(folder, corpus)
+            if bits(folder / "again") != expected:
+                tally.lose(seed, "two runs that were not killed differ")
         trial(folder, corpus, seed, expected, run_seconds, tally)
     return tally
