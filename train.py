@@ -28,7 +28,8 @@ def build_parser() -> ArgumentParser:
     """All flags of train.py: what to do with the run, TrainConfig, ModelConfig."""
     parser = ArgumentParser(prog="train.py", description=__doc__, epilog=EXAMPLES)
     run = parser.add_argument_group("run")
-    run.add_argument("--run", metavar="NAME", help="folder under checkpoints/ (default: corpus and preset)")
+    # torchrun takes --run for an abbreviation of its own --run-path; --run-name is no beginning of any of its options.
+    run.add_argument("--run", "--run-name", metavar="NAME", help="folder under checkpoints/ (default: corpus, preset)")
     run.add_argument("--resume", action="store_true", help="go on with this run; starts it when there is none")
     run.add_argument("--overwrite", action="store_true", help="replace this run")
     run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
@@ -55,7 +56,7 @@ def main() -> None:
     # From here on torch is needed, which takes a second to load.
     from training.start import Request, start_training
 
-    command, preset = ["python", *sys.argv], arguments.preset or "mini"
+    command, preset = [sys.orig_argv[0], *sys.argv], arguments.preset or "mini"
     if not (arguments.preset or arguments.init or model_overrides or "WORLD_SIZE" in os.environ):
         from training.default_preset import default_preset
 

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,6 +57,12 @@ class Workers:
     def is_main(self) -> bool:
         """Whether this process prints and writes files."""
         return self.rank == 0
+
+    def say(self, *lines: str) -> None:
+        """Print lines for the user, once."""
+        if self.is_main:
+            for line in lines:
+                print(line, file=sys.stderr, flush=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """The element-wise sum over all processes, in place."""

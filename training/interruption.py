@@ -16,9 +16,11 @@ _EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 class InterruptedRunError(UserError):
     """The run was asked to end; the message says what was saved and how to go on."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, *, has_saved: bool) -> None:
         super().__init__(message)
         self.exit_code = _EXIT_CODES[signal.Signals(signal_number)]
+        self.has_saved = has_saved
+        """Whether steps were trained and saved, so that --resume finds them."""
 
 
 class Interruption:
@@ -53,7 +55,7 @@ class Interruption:
         self._may_end_at_once = True
         try:
             if self.signal_number is not None:
-                raise _nothing_trained(self.signal_number)
+                raise _before_the_first_step(self.signal_number)
             yield
         finally:
             self._may_end_at_once = False
@@ -64,8 +66,8 @@ class Interruption:
             os._exit(_EXIT_CODES[signal.Signals(number)])
         self.signal_number = number
         if self._may_end_at_once:
-            raise _nothing_trained(number)
+            raise _before_the_first_step(number)
 
 
-def _nothing_trained(signal_number: int) -> InterruptedRunError:
-    return InterruptedRunError("interrupted before the first step; nothing was trained yet", signal_number)
+def _before_the_first_step(signal_number: int) -> InterruptedRunError:
+    return InterruptedRunError("interrupted before the first step; nothing is lost", signal_number, has_saved=False)

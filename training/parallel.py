@@ -10,7 +10,8 @@ A checkpoint holds whole tensors, however a run was spread: `whole` collects the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.checkpoint import Checkpoint
 from model.gpt import GPT
 from training.distributed import Workers
+from training.interruption import Interruption
 
 
 def place(model: GPT, device: torch.device, workers: Workers, parallel: str) -> GPT:
@@ -100,17 +103,33 @@ def whole(values: Any, workers: Workers) -> Any:
     return values
 
 
-def outline(values: Any) -> Any:
+def read_once(read: Callable[[], Checkpoint | None], workers: Workers, interruption: Interruption) -> Checkpoint | None:
+    """A checkpoint that rank 0 reads; the others are told all but its tensors, which the Trainer hands out."""
+    found: Checkpoint | None = None
+    with workers.together(interruption):
+        if workers.is_main:
+            found = read()
+    told = workers.share(None if found is None else _with_tensors(found, _outline))
+    return found if workers.is_main or told is None else _with_tensors(told, _blank)
+
+
+def _with_tensors(checkpoint: Checkpoint, change: Callable[[Any], Any]) -> Checkpoint:
+    return dataclasses.replace(
+        checkpoint, state_dict=change(checkpoint.state_dict), training_state=change(checkpoint.training_state)
+    )
+
+
+def _outline(values: Any) -> Any:
     """Nested plain data with tensors that have shape and type but no content, to tell other processes about."""
     if isinstance(values, dict):
-        return {name: outline(value) for name, value in values.items()}
+        return {name: _outline(value) for name, value in values.items()}
     return torch.empty_like(values, device="meta") if isinstance(values, Tensor) else values
 
 
-def blank(values: Any) -> Any:
+def _blank(values: Any) -> Any:
     """An outline with room for content, which takes no memory until something is written there."""
     if isinstance(values, dict):
-        return {name: blank(value) for name, value in values.items()}
+        return {name: _blank(value) for name, value in values.items()}
     return torch.empty_like(values, device="cpu") if isinstance(values, Tensor) else values
 
 

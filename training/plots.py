@@ -20,7 +20,8 @@ def plot_loss(metrics_path: Path, image_path: Path, *, best_step: int) -> None:
     validation = [(line["step"], line["validation_loss"]) for line in metrics if "validation_loss" in line]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*training, strict=True), linewidth=0.7, alpha=0.6, label="training")
+    if training:  # a full disk takes no lines
+        axes.plot(*zip(*training, strict=True), linewidth=0.7, alpha=0.6, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), marker="o", markersize=3, label="validation")
         best = dict(validation).get(best_step)

@@ -11,17 +11,17 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from command_line import EXIT_OUT_OF_MEMORY, UserError
+from command_line import UserError
 from data.prepare import PreparedCorpus
 from model.config import ModelConfig
-from model.cost import TrainingMemory, adapter_parameters, block_matrices, count_parameters, training_memory
+from model.cost import adapter_parameters, block_matrices, count_parameters, training_memory
 from model.layouts.registry import why_not_exportable
 from training.config import TrainConfig
 from training.distributed import Workers
+from training.memory import TooLittleMemoryError, free_memory, sharded_memory, shortage_explained
 from training.plan import Plan
 from training.precision import Precision, choose_precision
 from training.speed import Speed, measure_speed
@@ -34,12 +34,6 @@ _FINISHING_SECONDS = 8.0
 """What the counting baseline, the plot, the last sample and the exit take, measured on the English tales."""
 _COMPILE_SECONDS = {"cpu": 1800.0, "cuda": 180.0}
 """Runs shorter than this lose more by waiting for the compiler than they gain (benchmarks/results/)."""
-
-
-class TooLittleMemoryError(UserError):
-    """The run would not fit into memory; the message says what would."""
-
-    exit_code = EXIT_OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,8 @@ def prepare_plan(
         )
     # One decision for all processes: what suits the poorest of them.
     precision, micro_batch_size = workers.share(precision), min(workers.gather(micro_batch_size))
-    speed = measure_speed(train_config, model_config, corpus, device, precision, micro_batch_size, workers)
+    with shortage_explained(device, micro_batch_size):
+        speed = measure_speed(train_config, model_config, corpus, device, precision, micro_batch_size, workers)
     n_micro_batches = math.ceil(sequences // workers.world_size / micro_batch_size)
     n_steps, every = choose_steps(train_config, speed, n_micro_batches, workers, elapsed_seconds())
     step_seconds = speed.step(n_micro_batches)
@@ -254,29 +249,6 @@ def choose_micro_batch(
             f"{available / 1e9:.1f} GB free; try {smaller}"
         )
     return size, needed(size)
-
-
-def sharded_memory(memory: TrainingMemory, model_config: ModelConfig, world_size: int) -> int:
-    """Bytes that each of `world_size` processes needs for a model that FSDP cuts among them.
-
-    What is collected to compute with are the embeddings and the head, which stay, and two blocks: one that works and
-    one that is being fetched; their gradients as well.
-    """
-    block_weights = 4 * block_matrices(model_config)
-    collected = memory.weights - block_weights + 2 * block_weights // model_config.n_layer
-    shard = (memory.weights + memory.gradients + memory.optimizer) // world_size
-    return min(memory.total, shard + 2 * collected + memory.activations)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a device can still give to this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 1 << 62  # not Linux: unknown, so nothing is refused
 
 
 def choose_steps(

@@ -14,7 +14,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +28,14 @@ from data.sources import open_source
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import ModelConfig, preset_config
+from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
 from training.distributed import Workers, join_workers, local_device
 from training.fine_tuning import fine_tuning, starting_model
 from training.interruption import InterruptedRunError, Interruption
+from training.memory import shortage_explained
 from training.optimizers import weight_decay_for
-from training.parallel import blank, outline
+from training.parallel import read_once
 from training.plan import Plan
 from training.precision import keep_freed_memory
 from training.preflight import prepare_plan
@@ -58,6 +60,7 @@ class Request:
     dry_run: bool
     init: Path | None
     command: list[str]
+    """What was typed: the Python interpreter, train.py and its flags."""
     started: float
     """`time.monotonic()` when the process started."""
 
@@ -69,16 +72,21 @@ def start_training(request: Request) -> None:
     with interruption.watch(), join_workers(request.train_config.device) as workers, contextlib.ExitStack() as stack:
         if workers.world_size > 1:
             interruption.defer()  # the others would wait in vain for a process that ends alone
-        with workers.together(interruption):
-            device = local_device(request.train_config.device, workers)
-            run_folder = stack.enter_context(_run_folder(request, workers))
-        checkpoint = _newest_checkpoint(request, run_folder, workers, interruption)
-        if checkpoint is None:
-            prepared = _fresh_run(request, device, workers, interruption)
-        else:
-            prepared = _resumed_run(request, checkpoint, workers, interruption)
-        if run_folder is not None:
-            _train(request, prepared, run_folder, checkpoint, workers, interruption)
+        try:
+            with workers.together(interruption):
+                device = local_device(request.train_config.device, workers)
+                run_folder = stack.enter_context(_run_folder(request, workers))
+            checkpoint = _newest_checkpoint(request, run_folder, workers, interruption)
+            if checkpoint is None:
+                prepared = _fresh_run(request, device, workers, interruption)
+            else:
+                prepared = _resumed_run(request, checkpoint, workers, interruption)
+            if run_folder is not None:
+                _train(request, prepared, run_folder, checkpoint, workers, interruption)
+        except InterruptedRunError as error:
+            again = resuming(request.command) if error.has_saved else request.command
+            error.args = (f"{error}; go on with: {shown(again, workers)}",)
+            raise
 
 
 @dataclass(frozen=True)
@@ -124,38 +132,14 @@ def _newest_checkpoint(
     """What to go on from, the same for all processes."""
     if run_folder is None or not request.resume:
         return None
-    return _read_once(run_folder.newest_checkpoint, workers, interruption)
-
-
-def _read_once(
-    read: Callable[[], Checkpoint | None], workers: Workers, interruption: Interruption
-) -> Checkpoint | None:
-    """A checkpoint that rank 0 reads; the others are told all but its tensors, which the Trainer hands out."""
-    found: Checkpoint | None = None
-    with workers.together(interruption):
-        if workers.is_main:
-            found = read()
-    told = workers.share(None if found is None else _with_tensors(found, outline))
-    return found if workers.is_main or told is None else _with_tensors(told, blank)
-
-
-def _with_tensors(checkpoint: Checkpoint, change: Callable[[Any], Any]) -> Checkpoint:
-    return dataclasses.replace(
-        checkpoint, state_dict=change(checkpoint.state_dict), training_state=change(checkpoint.training_state)
-    )
-
-
-def _say(workers: Workers, *lines: str) -> None:
-    if workers.is_main:
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
+    return read_once(run_folder.newest_checkpoint, workers, interruption)
 
 
 def _fresh_run(request: Request, device: torch.device, workers: Workers, interruption: Interruption) -> _Prepared:
     config, initial = request.train_config, None
     _check_parallel(config, workers)
     if request.init is not None:
-        initial = _read_once(functools.partial(load_checkpoint, request.init), workers, interruption)
+        initial = read_once(functools.partial(load_checkpoint, request.init), workers, interruption)
         if request.model_overrides:
             name = next(iter(request.model_overrides))
             raise UserError(f"{flag_name(name)} cannot change a trained model; leave it out or train without --init")
@@ -172,7 +156,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     preflight = prepare_plan(
         config, model_config, corpus, device, workers, elapsed_seconds=lambda: time.monotonic() - request.started
     )
-    _say(workers, *preflight.lines(), *(f"advice      {advice}" for advice in preflight.advice()))
+    workers.say(*preflight.lines(), *(f"advice      {advice}" for advice in preflight.advice()))
     if config.weight_decay is None:
         config = dataclasses.replace(config, weight_decay=weight_decay_for(preflight.epochs))
     return _Prepared(corpus, model_config, config, preflight.plan, initial)
@@ -249,8 +233,11 @@ def _resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, int
         )
     saved_torch = checkpoint.provenance.get("versions", {}).get("torch")
     if saved_torch != str(torch.__version__):
-        _say(workers, f"notice      saved with torch {saved_torch}, going on with {torch.__version__}: not bit for bit")
-    _say(workers, f"resumed     {checkpoint.path} at step {state['progress']['step']:,} of {plan.n_steps:,}")
+        workers.say(f"notice      saved with torch {saved_torch}, going on with {torch.__version__}: not bit for bit")
+    n_processes = state.get("processes", workers.world_size)
+    if n_processes != workers.world_size:
+        workers.say(f"notice      saved by {n_processes} processes, {workers.world_size} go on: not bit for bit")
+    workers.say(f"resumed     {checkpoint.path} at step {state['progress']['step']:,} of {plan.n_steps:,}")
     return _Prepared(corpus, checkpoint.model_config, config, plan, checkpoint)
 
 
@@ -280,31 +267,15 @@ def _train(
         assert resumed.training_state is not None
         trainer.load_training_state(resumed.training_state)
     interruption.defer()
-    try:
+    with shortage_explained(trainer.device, prepared.plan.micro_batch_size):
         done = trainer.run()
-    except InterruptedRunError as error:
-        error.args = (f"{error}; go on with: {shlex.join(resuming(request.command))}",)
-        raise
+    summary = functools.partial(
+        summary_lines, prepared.corpus, run_folder, done, interpreter=request.command[0], prompt=sampler.prompt
+    )
     # The others wait: torchrun expects all processes to end at about the same time.
-    _say(workers, *workers.on_main(lambda: summary_lines(prepared.corpus, run_folder, done, sampler.prompt)))
+    workers.say(*workers.on_main(summary))
     if prepared.train_config.steps is None and not request.resume:
-        repeat = [*_without_length(request.command), "--steps", str(prepared.plan.n_steps)]
-        _say(workers, f"repeat      {shlex.join(repeat)}")
-
-
-def resuming(command: list[str]) -> list[str]:
-    """The command that goes on where `command` was stopped: whoever asked to overwrite has done so by now."""
-    return [word for word in command if word not in ("--resume", "--overwrite")] + ["--resume"]
-
-
-def _without_length(command: list[str]) -> list[str]:
-    """The command without --minutes, which --steps replaces."""
-    kept, skip = [], False
-    for word in command:
-        if not skip and not word.startswith("--minutes"):
-            kept.append(word)
-        skip = word == "--minutes"
-    return kept
+        workers.say(f"repeat      {shown(repeating(request.command, prepared.plan.n_steps), workers)}")
 
 
 def _provenance(request: Request, prepared: _Prepared) -> dict[str, Any]:
@@ -314,7 +285,7 @@ def _provenance(request: Request, prepared: _Prepared) -> dict[str, Any]:
         "corpus_hash": corpus.corpus_hash,
         "corpus_bytes": corpus.corpus_bytes,
         "training_tokens": corpus.n_training_tokens,
-        "command": shlex.join(request.command),
+        "command": shlex.join(["python", *request.command[1:]]),  # where Python lies is nobody else's business
         "started_from": None if prepared.initial is None else prepared.initial.sha256,
         "versions": {
             "python": platform.python_version(),

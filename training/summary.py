@@ -7,6 +7,7 @@ from pathlib import Path
 
 from command_line import MissingPackageError
 from data.prepare import PreparedCorpus
+from model.checkpoint import StorageError
 from training.counting import counting_bits_per_byte
 from training.plots import plot_loss
 from training.run_state import RunFolder
@@ -16,8 +17,10 @@ COUNTING_LIMIT_BYTES = 5_000_000
 """Corpora up to this size are also scored by the counting n-gram, which holds its counts in memory."""
 
 
-def summary_lines(corpus: PreparedCorpus, run_folder: RunFolder, done: RunProgress, prompt: str) -> list[str]:
-    """Draw the loss plot and say what came out, one fact a line."""
+def summary_lines(
+    corpus: PreparedCorpus, run_folder: RunFolder, done: RunProgress, *, interpreter: str, prompt: str
+) -> list[str]:
+    """Draw the loss plot and say what came out, one fact a line, the command that comes next as the last."""
     lines = [f"trained     {done.step:,} steps in {done.training_seconds:,.0f} s"]
     if done.best_step:
         lines.append(
@@ -38,11 +41,11 @@ def summary_lines(corpus: PreparedCorpus, run_folder: RunFolder, done: RunProgre
             files.append(image)
     except MissingPackageError as error:
         lines.append(f"no plot     {error}")
+    except OSError as error:
+        lines.append(f"no plot     {StorageError('draw', image, error)}")
     lines.append("files       " + ", ".join(str(_short(path)) for path in files if path.exists()))
-    checkpoint = _short(run_folder.best_path)
-    lines.append(
-        f"generate    python generate.py --checkpoint {shlex.quote(str(checkpoint))} --prompt {shlex.quote(prompt)}"
-    )
+    command = [interpreter, "generate.py", "--checkpoint", str(_short(run_folder.best_path)), "--prompt", prompt]
+    lines.append(f"generate    {shlex.join(command)}")
     return lines
 
 

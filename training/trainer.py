@@ -250,7 +250,8 @@ class Trainer:
 
     def _stop(self, progress: Progress, signal_number: int) -> None:
         self._save(progress, must_succeed=True)
-        raise InterruptedRunError(f"stopped and saved at step {self.done.step} of {self.plan.n_steps}", signal_number)
+        message = f"stopped and saved at step {self.done.step} of {self.plan.n_steps}"
+        raise InterruptedRunError(message, signal_number, has_saved=True)
 
     def training_state(self) -> dict[str, Any]:
         """Everything beside the weights that a resumed run needs, as plain data."""
@@ -261,6 +262,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "adapters": unmerged(self.model, self.model.state_dict()),
             "corpus_hash": self.corpus.corpus_hash,
+            "processes": self.workers.world_size,
             "random_state": torch.get_rng_state(),
         }
 

@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import train
 from command_line import UserError, run_program
@@ -316,7 +319,7 @@ def test_every_process_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 FLAGS = (
     *("--tokenizer", "byte", "--context-length", 16, "--n-layer", 2, "--n-head", 2, "--n-embd", 16),
     *("--bigram-rows", 32, "--trigram-rows", 0, "--batch-tokens", 128, "--precision", "fp32", "--threads", 1),
-    *("--sample-tokens", 4, "--sample-prompt", "the", "--device", "cpu", "--run", "mine"),
+    *("--sample-tokens", 4, "--sample-prompt", "the", "--device", "cpu", "--run-name", "mine"),
 )
 STEPS = ("--steps", 8, "--save-every-steps", 4, "--evaluate-every-steps", 4)
 
@@ -364,7 +367,9 @@ def test_a_run_of_two_processes_goes_on_with_one_two_and_four(folder: Path) -> N
     weights, losses = final_state(folder)
     for n_processes in (1, 2, 4):
         (folder / "checkpoints/mine/step-000008.pt").unlink()
-        assert "step-000004.pt at step 4 of 8" in run_train(n_processes, folder, *STEPS, "--resume")
+        said = run_train(n_processes, folder, *STEPS, "--resume")
+        assert "step-000004.pt at step 4 of 8" in said
+        assert (f"saved by 2 processes, {n_processes} go on: not bit for bit" in said) == (n_processes != 2)
         resumed_weights, resumed_losses = final_state(folder)
         assert len(resumed_losses) == 8
         assert resumed_losses == pytest.approx(losses, abs=LOSSES)
@@ -439,10 +444,10 @@ def test_a_lost_process_ends_the_others_with_one_line(folder: Path) -> None:
 
 @contextlib.contextmanager
 def torchrun(folder: Path, *flags: object, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """`torchrun --nproc-per-node 2 -- train.py` on a copy of the script, so that its runs land in the test's folder."""
+    """`torchrun --nproc-per-node 2 train.py` on a copy of the script, so that its runs land in the test's folder."""
     shutil.copy(PROJECT / "train.py", folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "--", str(folder / "train.py")]
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", str(folder / "train.py")]
     command += ["--data", str(folder / "text.txt"), *map(str, (*FLAGS, *flags))]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -463,6 +468,28 @@ def processes_under(parent: int) -> dict[int, int]:
         ranks = [int(value.removeprefix(b"RANK=")) for value in variables if value.startswith(b"RANK=")]
         found.update({rank: int(child) for rank in ranks})
     return found
+
+
+def test_torchrun_hands_on_every_flag_but_the_short_run() -> None:
+    """argparse looks for abbreviations of torchrun's own options also behind the name of the script."""
+    parser = get_args_parser()
+    for action in train.build_parser()._actions:
+        for flag in {*action.option_strings} - {"-h", "--help", "--run"}:
+            words = ["--nproc-per-node", "2", "train.py", flag, "value"]
+            assert parser.parse_args(words).training_script_args == [flag, "value"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--nproc-per-node", "2", "train.py", "--run", "mine"])
+    assert parser.parse_args(["--", "train.py", "--run", "mine"]).training_script_args == ["--run", "mine"]
+
+
+def test_the_commands_of_the_page_on_scaling_are_understood() -> None:
+    page = (PROJECT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^(?:\w+=1 )?torchrun (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        arguments = get_args_parser().parse_args(shlex.split(command))
+        assert arguments.training_script == "train.py"
+        train.build_parser().parse(arguments.training_script_args)
 
 
 def test_under_torchrun_a_mistake_is_said_once(folder: Path) -> None:

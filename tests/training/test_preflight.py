@@ -13,10 +13,10 @@ from model.cost import count_parameters
 from tests.training.conftest import PLAN, TINY_MODEL
 from training.config import TrainConfig
 from training.distributed import Workers
+from training.memory import TooLittleMemoryError
 from training.precision import choose_precision
 from training.preflight import (
     Preflight,
-    TooLittleMemoryError,
     advice,
     choose_compile,
     choose_micro_batch,

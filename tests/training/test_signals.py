@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import importlib
 import os
+import pkgutil
 import random
 import re
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ from command_line import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from data.prepare import prepare_corpus
 from model import durable_files
 from model.checkpoint import load_checkpoint, step_checkpoints
+from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
-from training.start import Request, resuming, start_training
+from training.distributed import Workers
+from training.start import Request, start_training
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
@@ -121,7 +125,7 @@ def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on
             assert newest_step(request.run_path) == int(stopped[1]) > before
             assert stopped[2] == f"python train.py --data {request.train_config.data} --resume"
         else:
-            assert "interrupted before the first step" in last
+            assert last.endswith(f"nothing is lost; go on with: python train.py --data {request.train_config.data}")
             assert newest_step(request.run_path) == before
     assert wait(start(request, log)) == 0, log.read_text()
     assert seen & set(EXIT_CODES.values())
@@ -129,6 +133,43 @@ def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on
         load_checkpoint(run / f"step-{STEPS:06d}.pt") for run in (request.run_path, tmp_path / "unbroken")
     )
     assert all(map(torch.equal, ended.state_dict.values(), unbroken.state_dict.values()))
+
+
+PHASES = {
+    # Where the signal comes, and at which call there; the step after which the run has stopped, −1 for none at all.
+    "preparation": ("training.start.prepare_corpus", 1, -1),
+    "speed measurement": ("training.preflight.measure_speed", 1, -1),
+    "building the model": ("training.start.starting_model", 1, -1),
+    "the first forward pass, which compiles": ("model.gpt.GPT.loss", None, 1),
+    "evaluation": ("training.trainer.evaluate", 1, 6),
+    "a sample": ("training.samples.Sampler.show", 1, 6),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_in_any_phase_says_what_is_saved_and_how_to_go_on(
+    request_to_train: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    place, call, step = PHASES[phase]
+    owner, _, name = place.rpartition(".")
+    work, calls = pkgutil.resolve_name(place), []
+
+    def work_and_be_told_to_stop(*arguments: Any, **settings: Any) -> Any:
+        calls.append(1)
+        trains = (request_to_train.run_path / "step-000000.pt").exists()  # what came before measured the speed
+        if len(calls) == call or (call is None and trains):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(*arguments, **settings)
+
+    monkeypatch.setattr(pkgutil.resolve_name(owner), name, work_and_be_told_to_stop)
+    assert wait(start(request_to_train, tmp_path / "log")) == EXIT_TERMINATED, (tmp_path / "log").read_text()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    command = f"python train.py --data {request_to_train.train_config.data}"
+    if step < 0:
+        assert last == f"interrupted before the first step; nothing is lost; go on with: {command}"
+    else:
+        assert last == f"stopped and saved at step {step} of {STEPS}; go on with: {command} --resume"
+    assert newest_step(request_to_train.run_path) == step
 
 
 def test_a_signal_within_a_save_waits_for_it(
@@ -171,3 +212,24 @@ def test_a_second_signal_ends_the_run_at_once_and_loses_nothing_announced(
 def test_the_command_to_go_on_is_one_that_is_accepted(typed: list[str]) -> None:
     again = resuming(["python", "train.py", *typed, "--steps", "30"])
     assert again == ["python", "train.py", "--steps", "30", "--resume"]  # never both --resume and --overwrite
+
+
+@pytest.mark.parametrize("length", [["--minutes", "3"], ["--minutes=3"], []])
+def test_the_command_that_repeats_a_run_names_its_steps(length: list[str]) -> None:
+    assert repeating(["python", "train.py", *length, "--run", "a"], 7) == [
+        *("python", "train.py", "--run", "a", "--steps", "7")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "launcher"),
+    [
+        (Workers(), "/opt/python train.py"),
+        (Workers(0, 2, local_world_size=2), "torchrun --nproc-per-node 2 -- train.py"),
+        (Workers(0, 16, local_world_size=8), "torchrun --nnodes 2 --nproc-per-node 8 -- train.py"),
+    ],
+)
+def test_a_command_is_shown_as_it_was_started(workers: Workers, launcher: str) -> None:
+    words = shown(["/opt/python", "train.py", "--data", "my text"], workers)
+    assert words.startswith(f"{launcher} --data 'my text'")
+    assert ("on every machine" in words) == ("--nnodes" in words)
