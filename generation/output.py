@@ -62,7 +62,8 @@ def write_samples(pieces: Iterable["Piece"], prompts: Sequence[str], num_samples
         for piece in pieces:
             waiting[piece.sample].append(piece.text)
             ended[piece.sample] = piece.reason is not None
-            while shown < n_samples and piece.sample >= shown:
+            # Samples that ended while an earlier one went on come out together with its end.
+            while shown < n_samples:
                 text = "".join(waiting[shown])
                 waiting[shown] = []
                 if text:
