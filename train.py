@@ -58,7 +58,7 @@ def main() -> None:
 
     command, preset = [sys.orig_argv[0], *sys.argv], arguments.preset or "mini"
     if not (arguments.preset or arguments.init or model_overrides or "WORLD_SIZE" in os.environ):
-        from training.default_preset import default_preset
+        from training.recipe import default_preset
 
         preset = default_preset(train_config)
         command += ["--preset", preset] if preset != "mini" else []  # to go on or repeat on any machine

@@ -14,14 +14,14 @@ from benchmarks.measuring import OURS, Comparison, Target, alternate, compare, i
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 from command_line import MissingPackageError
 
-NEW_TOKENS = 128
+NEW_TOKENS = 64
 WARM_UP_TOKENS = 8
 PROMPT = "The"
 """A single token: torch has no fast product of several rows in bf16 for every processor, so a peer would be stopped
 by its prompt already."""
 
 LLAMA_CPP_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
-TRAINING_MINUTES = 1.0
+TRAINING_MINUTES = 0.5
 
 
 def save_model(folder: Path) -> None:

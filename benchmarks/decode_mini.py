@@ -65,8 +65,11 @@ def from_cold_start(config: BenchmarkConfig, new_tokens: int, work_folder: Path)
 def answer(config: BenchmarkConfig) -> Report:
     """Tokens per second after loading, then seconds from a cold start."""
     new_tokens = 20 if config.quick else NEW_TOKENS
+    compiled = f"{OURS}, --compile"
+    with_kernels = functools.partial(decoding.ours, compile=True)
     contenders: dict[str, Callable[[], float]] = {
         OURS: functools.partial(in_own_process, decoding.ours, WINDOW, new_tokens, 1),
+        compiled: functools.partial(in_own_process, with_kernels, WINDOW, new_tokens, 1),
         "Hugging Face generate": functools.partial(in_own_process, decoding.hugging_face, WINDOW, new_tokens, 1),
     }
     targets: dict[str, Target | None] = {"Hugging Face generate": Target("at least", 5)}
@@ -75,7 +78,9 @@ def answer(config: BenchmarkConfig) -> Report:
         contenders["nanoGPT"] = functools.partial(in_own_process, decoding.nanogpt, folder, WINDOW, new_tokens, 1)
         targets["nanoGPT"] = Target("at least", 15)
     values = alternate(contenders, config.turns(3))
-    comparisons = compare(f"decode mini, full window, {new_tokens} tokens", "tokens/s", values, targets)
+    measure = f"decode mini, full window, {new_tokens} tokens"
+    comparisons = compare(measure, "tokens/s", values, targets)
+    comparisons += compare(f"{measure}, --compile", "tokens/s", {**values, OURS: values[compiled]}, targets)
     if config.nanogpt is not None:
         with tempfile.TemporaryDirectory() as work_folder:
             values = from_cold_start(config, new_tokens, Path(work_folder))

@@ -12,12 +12,15 @@ TOP_K, TEMPERATURE = 200, 0.8
 WARM_UP_TOKENS = 8
 
 
-def ours(prompt_tokens: int, new_tokens: int, batch_size: int) -> float:
+def ours(prompt_tokens: int, new_tokens: int, batch_size: int, *, compile: bool = False) -> float:
     """`TextGenerator.generate` of this project, the end of text held back so that all rows are equally long."""
     from benchmarks.mini import mini_generator
     from generation.config import SamplingConfig
+    from model.decoding_kernels import use_decoding_kernels
 
     generator, token_ids = mini_generator()
+    if compile:
+        use_decoding_kernels(generator.model, "fp32")
     prompt = generator.tokenizer.decode(token_ids[:prompt_tokens])
 
     def draw(n_tokens: int) -> int:

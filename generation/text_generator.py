@@ -21,7 +21,7 @@ from generation.logits_processors.base import LogitsProcessor, ProcessorChain
 from generation.logits_processors.from_config import processors_from_config
 from generation.stopping import StoppingCriterion, TimeLimit
 from generation.trace import StepTrace
-from model.few_rows import use_few_rows_linear
+from model.decoding_kernels import use_decoding_kernels
 from model.gpt import GPT
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -81,7 +81,7 @@ class TextGenerator:
     ) -> "TextGenerator":
         """Open a checkpoint; raises CheckpointError when it is unusable, UserError when the device is not there.
 
-        On a CPU, `compile` and the precisions bf16 and int8 multiply by a compiled kernel (`model/few_rows.py`).
+        On a CPU, `compile` and the precisions bf16 and int8 decode with kernels (`model/decoding_kernels.py`).
         """
         from data.tokenizers.registry import tokenizer_from_state
         from model.checkpoint import CheckpointError, load_checkpoint
@@ -208,7 +208,7 @@ def on_device(model: GPT, device: torch.device, precision: Precision, *, compile
     """
     if device.type == "cpu":
         if compile or precision in ("bf16", "int8"):
-            use_few_rows_linear(model, "fp32" if precision == "auto" else precision)
+            use_decoding_kernels(model, "fp32" if precision == "auto" else precision)
         return model
     if compile or precision == "int8":
         flag = "--compile" if compile else "--precision int8"

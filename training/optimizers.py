@@ -18,7 +18,6 @@ Role = Literal["matrices", "embeddings", "head", "vectors"]
 DEFAULT_LEARNING_RATE = {"muon": 0.02, "adamw": 0.001}
 DEFAULT_EMBEDDING_LEARNING_RATE = 0.005
 DEFAULT_WEIGHT_DECAY = 0.1
-_MANY_EPOCHS, _MANY_EPOCHS_WEIGHT_DECAY = 4.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,6 @@ def learning_rates(train_config: TrainConfig) -> tuple[float, float]:
     if other_rate is None:
         other_rate = DEFAULT_EMBEDDING_LEARNING_RATE if train_config.optimizer == "muon" else rate
     return rate, other_rate
-
-
-def weight_decay_for(epochs: float) -> float:
-    """The weight decay of a fresh run that reads its corpus so many times.
-
-    A text that is read many times over wants far more decay than one that is read once (Kim et al. 2025, "Pre-training
-    under infinite compute", arxiv.org/abs/2509.14786). Ten epochs over the English tales ended at 1.509, 1.485 and
-    1.475 bits per byte with 0.1, 0.4 and 1.
-    """
-    return _MANY_EPOCHS_WEIGHT_DECAY if epochs > _MANY_EPOCHS else DEFAULT_WEIGHT_DECAY
 
 
 def parameter_groups(model: nn.Module, train_config: TrainConfig) -> list[ParameterGroup]:

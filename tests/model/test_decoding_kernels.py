@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from command_line import UserError
-from model import few_rows
+from model import decoding_kernels
 from model.config import ModelConfig
-from model.few_rows import MOST_ROWS, FewRowsLinear, WeightType, compiled, use_few_rows_linear
+from model.decoding_kernels import MOST_ROWS, FewRowsLinear, WeightType, compiled, use_decoding_kernels
 from model.gpt import GPT
 from model.kv_cache import KVCache
 
@@ -105,7 +105,7 @@ def test_cached_decoding_equals_a_model_of_the_same_stored_weights(
     for module in reference.modules():
         if isinstance(module, nn.Linear):
             module.weight = nn.Parameter(stored(module.weight.detach().float(), weight_type))
-    use_few_rows_linear(model, weight_type)
+    use_decoding_kernels(model, weight_type)
     tokens = torch.randint(0, config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         cache = KVCache(config, 2)
@@ -118,9 +118,9 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"no C\+\+ compiler .* keep --precision fp32"):
-        few_rows.compiled.__wrapped__()
+        decoding_kernels.compiled.__wrapped__()
     failing = tmp_path / "c++"
     failing.write_text("#!/bin/sh\necho out of ideas >&2\nexit 1\n")
     failing.chmod(0o755)
-    with pytest.raises(UserError, match=r"could not compile few_rows.cpp \(out of ideas\); set CXX"):
-        few_rows.compiled.__wrapped__()
+    with pytest.raises(UserError, match=r"could not compile decoding_kernels.cpp \(out of ideas\); set CXX"):
+        decoding_kernels.compiled.__wrapped__()

@@ -1,13 +1,13 @@
-"""The preset that a run takes when none is named follows from its length and the arithmetic of the machine."""
+"""What a run takes when nothing is named follows from its length, its text and the arithmetic of the machine."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from training import default_preset as default_preset_module
+from training import recipe
 from training.config import TrainConfig
-from training.default_preset import default_preset
+from training.recipe import default_preset, dropout_for, weight_decay_for
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,11 @@ def test_only_a_short_run_on_a_slow_processor_is_given_the_smaller_one(
 
 
 def test_a_gpu_trains_mini_whatever_the_processor_beside_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(default_preset_module, "choose_device", lambda name: torch.device("mps"))
+    monkeypatch.setattr(recipe, "choose_device", lambda name: torch.device("mps"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     assert default_preset(TrainConfig()) == "mini"
+
+
+def test_only_a_text_that_is_read_many_times_is_kept_from_being_learnt_by_heart() -> None:
+    assert (weight_decay_for(4.0), dropout_for(4.0, 0.2)) == (0.1, 0.0)
+    assert (weight_decay_for(4.1), dropout_for(4.1, 0.2)) == (1.0, 0.2)
