@@ -1,5 +1,6 @@
 """The whole path from prompts to text, on tiny models with random weights."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -276,6 +277,10 @@ def write_checkpoint(model: GPT, path: Path) -> Path:
     return path
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+
+
+@needs_compiler
 @pytest.mark.parametrize("variant", ["gpt2", "llama", "ours"])
 def test_the_compiled_kernel_draws_the_same_texts(build_model: BuildModel, tmp_path: Path, variant: str) -> None:
     path, sampling = write_checkpoint(build_model(variant), tmp_path / "a.pt"), SamplingConfig(num_samples=3)
@@ -285,6 +290,7 @@ def test_the_compiled_kernel_draws_the_same_texts(build_model: BuildModel, tmp_p
         assert ours.log_probabilities == pytest.approx(theirs.log_probabilities, abs=1e-4)
 
 
+@needs_compiler
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_fewer_bits_give_nearly_the_same_probabilities(
     build_model: BuildModel, tmp_path: Path, precision: Precision
