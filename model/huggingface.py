@@ -96,13 +96,13 @@ def _check_rest(
     (head,) = layout.names("head.weight")
     extra = sorted(name for name in files.names - used if not _DERIVED.search(name))
     if extra:
-        raise WeightsError(f"{files.folder} holds the tensor {extra[0]}, which a {layout.name} model does not have")
+        raise WeightsError(f"{files.source} holds the tensor {extra[0]}, which a {layout.name} model does not have")
     if config.tied_head and head in files.names:
         embedding = weights["token_embedding.weight"]
         if not torch.equal(files.read(head, tuple(embedding.shape)).float(), embedding):
             raise WeightsError(
-                f"{files.folder} contradicts itself: config.json ties the head to the token embedding, but the "
-                f"tensor {head} differs from it"
+                f"{files.source} contradicts config.json, which ties the head to the token embedding: the tensor "
+                f"{head} differs from it"
             )
 
 

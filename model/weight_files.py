@@ -53,6 +53,8 @@ class WeightFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.source = folder
+        """The file that says which tensors there are: the only one, or the index of many."""
         self._open = contextlib.ExitStack()
         try:
             self._file_of, self._tensors = self._open_all()
@@ -76,7 +78,7 @@ class WeightFiles:
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor in its stored precision, still mapped from the file; it must have the given shape."""
         if name not in self._file_of:
-            raise WeightsError(f"{self.folder} misses the tensor {name}")
+            raise WeightsError(f"{self.source} misses the tensor {name}")
         path = self._file_of[name]
         tensor: Tensor = self._tensors[path][name] if path.suffix == ".bin" else self._tensors[path].get_tensor(name)
         if tuple(tensor.shape) != shape:
@@ -102,8 +104,10 @@ class WeightFiles:
         for single in _SINGLE_FILES:
             index = self.folder / f"{single}.index.json"
             if (self.folder / single).is_file():
-                return {"": self.folder / single}
+                self.source = self.folder / single
+                return {"": self.source}
             if index.is_file():
+                self.source = index
                 return self._read_index(index, Path(single).suffix)
         raise WeightsError(f"{self.folder} holds no weights: there is no {' or '.join(_SINGLE_FILES)}, nor their index")
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -373,6 +374,27 @@ def test_mistakes_are_one_line_and_answered_before_torch_loads(words: tuple[str,
     assert result.returncode in (2, 3), result.stderr
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
+
+
+def test_weights_that_cannot_be_used_are_one_line_with_file_and_tensor(gpt2_folder: Path, convert: Convert) -> None:
+    """Cut short, shaped otherwise than the config says, or not there: exit code 3, and no checkpoint is left."""
+    shutil.copytree(gpt2_folder, "broken")
+    path = Path("broken/model.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    told = [convert("import", "broken")]
+    path.write_bytes(whole)
+    config = json.loads(Path("broken/config.json").read_text())
+    Path("broken/config.json").write_text(json.dumps({**config, "n_positions": 65}))
+    told.append(convert("import", "broken"))
+    Path("broken/config.json").write_text(json.dumps({**config, "n_layer": 3}))
+    told.append(convert("import", "broken"))
+    assert [(code, error.count("\n")) for code, error in told] == [(3, 1)] * 3
+    cut, misshaped, missing = (error for _, error in told)
+    assert f"{path} is damaged or cut short" in cut
+    assert f"{path}: tensor transformer.wpe.weight has shape (64, 32), but (65, 32) is needed" in misshaped
+    assert f"{path} misses the tensor transformer.h.2." in missing
+    assert not Path("checkpoints").exists()
 
 
 def test_help_shows_both_commands() -> None:

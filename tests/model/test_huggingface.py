@@ -20,7 +20,7 @@ from model.gpt import GPT
 from model.huggingface import export_model, import_model
 from model.kv_cache import KVCache
 from model.layouts.registry import why_not_exportable
-from model.weight_files import WeightsError
+from model.weight_files import MAX_JSON_BYTES, WeightsError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
@@ -390,13 +390,15 @@ def edit_weights(folder: Path, **changes: Tensor | None) -> None:
 
 def test_missing_tensor_is_named(llama: Path) -> None:
     edit_weights(llama, **{"model.layers.0.self_attn.v_proj.weight": None})
-    with pytest.raises(WeightsError, match=r"misses the tensor model\.layers\.0\.self_attn\.v_proj\.weight"):
+    name = r"model\.layers\.0\.self_attn\.v_proj\.weight"
+    with pytest.raises(WeightsError, match=rf"model\.safetensors misses the tensor {name}"):
         import_model(llama)
 
 
 def test_extra_tensor_is_named(llama: Path) -> None:
     edit_weights(llama, **{"model.layers.0.self_attn.q_norm.weight": torch.ones(4)})
-    with pytest.raises(WeightsError, match=r"the tensor model\.layers\.0\.self_attn\.q_norm\.weight, which a llama"):
+    name = r"model\.layers\.0\.self_attn\.q_norm\.weight"
+    with pytest.raises(WeightsError, match=rf"model\.safetensors holds the tensor {name}, which a llama"):
         import_model(llama)
 
 
@@ -431,7 +433,7 @@ def test_head_that_differs_from_a_tied_embedding_is_refused(tmp_path: Path) -> N
     edit_weights(tmp_path, **{"lm_head.weight": embedding})
     import_model(tmp_path)
     edit_weights(tmp_path, **{"lm_head.weight": torch.zeros(shape)})
-    with pytest.raises(WeightsError, match=r"lm_head\.weight differs"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors contradicts config\.json, .* lm_head\.weight differs"):
         import_model(tmp_path)
 
 
@@ -500,6 +502,15 @@ def test_folder_without_weights_or_config_says_so(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(WeightsError, match=r"there is no model\.safetensors or pytorch_model\.bin"):
+        import_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_larger_than_any_such_file_is_not_read(name: str, tmp_path: Path) -> None:
+    saved_twin("llama", 1, tmp_path, max_shard_size="2KB")
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(MAX_JSON_BYTES + 1)  # a hole, which takes no space on the disk
+    with pytest.raises(WeightsError, match=rf"{name} is larger than 64 MB"):
         import_model(tmp_path)
 
 
