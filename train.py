@@ -1,6 +1,7 @@
 """Train a GPT on a text of your own: `python train.py --data my.txt`, or with no flags on the tales that ship here."""
 
 import os
+import re
 import sys
 import time
 
@@ -8,7 +9,7 @@ STARTED = time.monotonic()
 
 from pathlib import Path  # noqa: E402
 
-from command_line import ArgumentParser, UserError, add_options, given_options, run_program  # noqa: E402
+from command_line import ArgumentParser, UserError, add_options, flag_name, given_options, run_program  # noqa: E402
 from data.tokenizers.choices import check_tokenizer_choice  # noqa: E402
 from model.config import PRESETS, ModelConfig, preset_config  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
@@ -50,6 +51,9 @@ def main() -> None:
     check_tokenizer_choice(train_config.tokenizer)
     model_overrides = given_options(arguments, ModelConfig)
     preset_config(arguments.preset or "mini", **{"vocab_size": 1, **model_overrides})
+    decided = [*model_overrides, *(name for name in ("preset", "tokenizer") if getattr(arguments, name, None))]
+    if arguments.init and decided:
+        raise UserError(f"{flag_name(decided[0])} cannot change a trained model; leave it out or train without --init")
     if arguments.run and (Path(arguments.run).name != arguments.run or arguments.run in (".", "..")):
         raise UserError(f"--run must be the name of one folder under checkpoints/, but is {arguments.run!r}")
 
@@ -62,7 +66,8 @@ def main() -> None:
 
         preset = default_preset(train_config)
         command += ["--preset", preset] if preset != "mini" else []  # to go on or repeat on any machine
-    name = arguments.run or default_run_name(train_config.data, preset)
+    model = model_name(arguments.init) if arguments.init else preset
+    name = arguments.run or default_run_name(train_config.data, model)
 
     start_training(
         Request(
@@ -81,10 +86,16 @@ def main() -> None:
     )
 
 
-def default_run_name(data: str, preset: str) -> str:
-    """The corpus and the preset, such as `tales-en-mini`."""
+def default_run_name(data: str, model: str) -> str:
+    """The corpus and the preset, such as `tales-en-mini`, or the model to start from, such as `letters-gpt2`."""
     corpus = "stdin" if data == "-" else Path(data.rstrip("/")).name.split(".")[0]
-    return f"{corpus or 'corpus'}-{preset}"
+    return f"{corpus or 'corpus'}-{model}"
+
+
+def model_name(checkpoint: Path) -> str:
+    """The name of a trained model: its run folder's, or the file's own when it lies in no folder of a run."""
+    is_of_run = checkpoint.name == "best.pt" or re.fullmatch(r"step-\d+\.pt", checkpoint.name)
+    return checkpoint.resolve().parent.name if is_of_run else checkpoint.stem
 
 
 if __name__ == "__main__":

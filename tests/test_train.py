@@ -89,6 +89,8 @@ def test_a_resumed_run_refuses_flags_that_differ_from_it(run_train, text: Path) 
     run_train(*flags, "--steps", 1)
     with pytest.raises(UserError, match=r"--learning-rate 0.5 differs from the run"):
         run_train(*flags, "--steps", 1, "--learning-rate", "0.5", "--resume")
+    with pytest.raises(UserError, match=r"--n-embd 32 differs from the run in .*, which has 16"):
+        run_train(*flags, "--n-embd", 32, "--resume")
 
 
 def test_a_resumed_run_refuses_a_changed_corpus(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
@@ -140,18 +142,26 @@ def test_adapters_leave_an_ordinary_checkpoint_and_resume_without_the_one_they_s
     assert "at step 3 of 3" in run_train(*flags, "--resume")
 
 
+def test_a_fine_tuned_run_is_named_after_the_model_that_it_starts_from() -> None:
+    assert train.default_run_name("texts/letters.txt", "gpt2") == "letters-gpt2"
+    assert train.model_name(Path("checkpoints/gpt2/best.pt")) == "gpt2"
+    assert train.model_name(Path("checkpoints/gpt2/step-000400.pt")) == "gpt2"
+    assert train.model_name(Path("downloads/base.pt")) == "base"
+
+
 def test_adapters_without_a_trained_model_are_refused(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=r"--lora-rank trains adapters beside the weights .* name it with --init"):
         run_train("--data", text, "--lora-rank", 2, "--run", "x")
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(4, 0.1), (120, 1.0)])
-def test_a_text_read_many_times_gets_a_strong_weight_decay(  # type: ignore[no-untyped-def]
+def test_a_text_read_many_times_gets_a_strong_weight_decay_and_dropout(  # type: ignore[no-untyped-def]
     run_train, text: Path, tmp_path: Path, steps: int, expected: float
 ) -> None:
     run_train("--data", text, "--run", "decay", "--steps", steps, "--sample-tokens", 0, *TINY_FLAGS)
     saved = torch.load(tmp_path / "checkpoints/decay" / f"step-{steps:06d}.pt", weights_only=True)
     assert saved["training_state"]["train_config"]["weight_decay"] == expected
+    assert saved["model_config"]["dropout"] == (0.2 if expected == 1.0 else 0.0)
 
 
 def test_fine_tuning_refuses_to_change_the_shape(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -175,6 +185,8 @@ def test_the_command_that_repeats_a_timed_run_is_printed(run_train, text: Path) 
         (["--n-embd", "100", "--n-head", "7"], "multiple of --n-head"),
         (["--steps", "3", "--minutes", "3"], "give one of them"),
         (["--run", "../outside"], "name of one folder"),
+        (["--init", "base.pt", "--preset", "nano"], "--preset cannot change a trained model"),
+        (["--init", "base.pt", "--tokenizer", "byte"], "--tokenizer cannot change a trained model"),
         (["--resume", "--overwrite"], "give one of them"),
         (["--data", "no-such-file.txt"], "no-such-file.txt"),
     ],

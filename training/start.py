@@ -140,9 +140,6 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     _check_parallel(config, workers)
     if request.init is not None:
         initial = read_once(functools.partial(load_checkpoint, request.init), workers, interruption)
-        if request.model_overrides:
-            name = next(iter(request.model_overrides))
-            raise UserError(f"{flag_name(name)} cannot change a trained model; leave it out or train without --init")
     elif config.lora_rank:
         raise UserError("--lora-rank trains adapters beside the weights of a trained model; name it with --init")
     context_length = _context_length(request, initial)
@@ -214,11 +211,12 @@ def _resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, int
     # How a run is spread changes nothing of what it computes, so it may change on the way.
     config = dataclasses.replace(config, parallel=request.typed.get("parallel", config.parallel))
     _check_parallel(config, workers)
-    for name, value in request.typed.items():
-        if value != getattr(config, name):
+    of_run = {**vars(checkpoint.model_config), **vars(config)}
+    for name, value in {**request.typed, **request.model_overrides}.items():
+        if value != of_run[name]:
             raise UserError(
-                f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has "
-                f"{getattr(config, name)}; leave it out to go on, or start another run with --run or --overwrite"
+                f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has {of_run[name]}; "
+                f"leave it out to go on, or start another run with --run or --overwrite"
             )
     plan = config_from_dict(Plan, state["plan"])
     if plan.sequences % workers.world_size:
