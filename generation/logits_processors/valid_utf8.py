@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.tokenizers.base import Tokenizer
 from generation.logits_processors.base import Stage
-from generation.logits_processors.row_history import RowStates, n_new_tokens
+from generation.logits_processors.row_history import n_new_tokens
 
 # Between characters, or inside one that misses 1, 2 or 3 more bytes. Behind the first bytes E0, ED, F0 and F4 the
 # second one has bounds of its own, so that no character has two forms and none is half of a surrogate pair or above
@@ -61,27 +61,48 @@ class ValidUTF8:
         self._states_behind, needed = token_table(tokenizer)
         nameless = np.zeros((len(needed), vocab_size - needed.shape[1]), dtype=np.uint8)
         self._needed = torch.from_numpy(np.concatenate((needed, nameless), axis=1))  # (8, V)
-        self._rows: RowStates[int] = RowStates(int, self._add)
-
-    def _add(self, state: int, token: int, is_new: bool) -> int:
-        # A prompt is a text, so it ends between two characters.
-        return int(self._states_behind[state, token]) if is_new else _BETWEEN
+        self._n_left = -1
+        self._bans = torch.empty(0)
 
     def __call__(self, token_ids: Tensor, logits: Tensor, prompt_lengths: Tensor) -> Tensor:
         """(B, V) → (B, V)."""
-        states = self._rows.update(token_ids, prompt_lengths)
-        n_left = self.max_new_tokens - n_new_tokens(token_ids, prompt_lengths) - 1
-        self._needed = self._needed.to(logits.device)
-        broken = self._needed[states] > min(max(n_left, 0), _NEVER - 1)  # (B, V)
-        whole = logits.masked_fill(broken, -torch.inf)
-        nothing_left = whole.amax(dim=1, keepdim=True) == -torch.inf
-        return torch.where(nothing_left, logits, whole)
+        n_new = n_new_tokens(token_ids, prompt_lengths)
+        # As many tokens as a character may need are as good as any number.
+        n_left = min(max(self.max_new_tokens - n_new - 1, 0), _NEVER - 1)
+        if n_left != self._n_left:
+            banned = (self._needed > n_left).to(logits.device)
+            self._n_left, self._bans = n_left, logits.new_zeros(banned.shape).masked_fill(banned, -torch.inf)  # (8, V)
+        states = self._states(token_ids, prompt_lengths, n_new)
+        # Adding a row to all rows is the quickest way, and nearly always they stand in the same state.
+        in_one_state = (states == states[0]).all()
+        whole = logits + (self._bans[int(states[0])] if in_one_state else self._bans[states.tolist()])
+        if whole.amax(dim=1).min() > -torch.inf:
+            return whole
+        return torch.where(whole.amax(dim=1, keepdim=True) == -torch.inf, logits, whole)
+
+    def _states(self, token_ids: Tensor, prompt_lengths: Tensor, n_new: int) -> NDArray[np.uint8]:
+        """Where in a character each row stands, (B,).
+
+        Its last three tokens tell, since a character misses no more bytes than three when it has begun. A prompt is a
+        text, so it ends between two characters.
+        """
+        n_read = min(3, n_new)
+        ends = prompt_lengths + n_new
+        if int(ends.min()) == token_ids.shape[1]:
+            last = token_ids[:, token_ids.shape[1] - n_read :]
+        else:
+            last = token_ids.gather(1, ends.unsqueeze(1) + torch.arange(-n_read, 0, device=ends.device))
+        states = np.zeros(len(last), dtype=np.uint8)
+        for tokens in last.T.cpu().numpy():
+            states = self._states_behind[states, tokens]
+        return states
 
 
 def token_table(tokenizer: Tokenizer) -> TokenTable:
     """For each state and token the state behind it, and the fewest tokens that finish the character begun there.
 
-    Both (8, vocabulary); _NEVER for a token that breaks a character, as the end of text does one that has begun.
+    Both (8, vocabulary); _NEVER for a token that breaks a character, as one without text, such as the end, does
+    to a character that has begun.
     """
     if tokenizer not in _TABLES:
         _TABLES[tokenizer] = _build_table(tokenizer)
@@ -96,7 +117,7 @@ def _build_table(tokenizer: Tokenizer) -> TokenTable:
     next_state = _byte_table()
     states = np.repeat(np.arange(_REJECTED, dtype=np.uint8)[:, None], len(vocabulary), axis=1)
     is_broken = np.zeros(states.shape, dtype=bool)
-    is_broken[1:, tokenizer.end_of_text] = True
+    is_broken[1:, lengths == 0] = True
     for position in range(lengths.max(initial=0)):
         longer = np.flatnonzero(lengths > position)
         values = flat[starts[longer] + position]
