@@ -19,7 +19,7 @@ def default_preset(config: TrainConfig) -> str:
 
     A model is worth its size only when the run gives it enough to read. In three minutes on two cores with bf16, mini
     reads the English tales ten times over and ends at 1.475 bits per byte. Two cores without it manage less than three
-    times, and mini ends at 1.633; nano reads them nine times in less time, and ends at 1.517. What `--steps` asks for
+    times, and mini ends at 1.633; nano reads them nine times in less time, and ends at 1.497. What `--steps` asks for
     means the same on every machine. Raises UserError when the device is not there.
     """
     device = choose_device(config.device)
