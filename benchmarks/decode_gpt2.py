@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.machine import PROJECT
 from benchmarks.measuring import OURS, Comparison, Target, alternate, compare, in_own_process
@@ -20,6 +26,8 @@ PROMPT = "The"
 """A single token: torch has no fast product of several rows in bf16 for every processor, so a peer would be stopped
 by its prompt already."""
 
+Precision = Literal["fp32", "bf16", "int8"]
+WIDTHS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 LLAMA_CPP_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
 TRAINING_MINUTES = 0.5
 
@@ -48,32 +56,41 @@ def save_model(folder: Path) -> None:
         export_gguf(config, weights, folder / f"{dtype}.gguf", vocabulary=gguf_vocabulary(tokenizer), dtype=dtype)
 
 
-def timed(draw: Callable[[int], object], new_tokens: int, began: float, what: str) -> float:
-    """Tokens per second of `draw` after a warm-up, or the seconds from `began` to the end of the warm-up."""
+@dataclass(frozen=True)
+class Drawn:
+    """What one process measured: tokens per second, and before them the seconds to load and to draw a few tokens."""
+
+    speed: float
+    warm_up: float
+
+
+Contender = Callable[[str, Precision, int], Drawn]
+"""Called with the folder of the files, the width of the weights and the number of tokens to draw."""
+
+
+def timed(draw: Callable[[int], object], new_tokens: int, began: float) -> Drawn:
+    """Warm up, counted from `began`, which stands behind the imports; then draw."""
     draw(WARM_UP_TOKENS)
-    if what == "warm-up":
-        return time.perf_counter() - began
     started = time.perf_counter()
     draw(new_tokens)
-    return new_tokens / (time.perf_counter() - started)
+    return Drawn(new_tokens / (time.perf_counter() - started), started - began)
 
 
-def ours(folder: str, precision: str, new_tokens: int, what: str) -> float:
-    """`TextGenerator` with the compiled kernel; `began` stands behind the imports, so the load counts as warm-up."""
-    from generation.config import LoadConfig, SamplingConfig
+def ours(folder: str, precision: Precision, new_tokens: int) -> Drawn:
+    """`TextGenerator` with the compiled kernels; to compile them is a part of the warm-up."""
+    from generation.config import SamplingConfig
     from generation.text_generator import TextGenerator
 
-    load = LoadConfig(precision=precision, compile=True)  # type: ignore[arg-type]
     began = time.perf_counter()
-    generator = TextGenerator.load(Path(folder) / "gpt2.pt", "cpu", load.precision, compile=load.compile)
+    generator = TextGenerator.load(Path(folder) / "gpt2.pt", "cpu", precision, compile=True)
 
     def draw(n_tokens: int) -> None:
         generator.generate(PROMPT, SamplingConfig(temperature=0.0, max_new_tokens=n_tokens, min_new_tokens=n_tokens))
 
-    return timed(draw, new_tokens, began, what)
+    return timed(draw, new_tokens, began)
 
 
-def hugging_face(folder: str, precision: str, new_tokens: int, what: str) -> float:
+def hugging_face(folder: str, precision: Precision, new_tokens: int) -> Drawn:
     """transformers' `generate`, its weights in fp32 or bf16."""
     import torch
     from transformers import GPT2LMHeadModel
@@ -90,13 +107,11 @@ def hugging_face(folder: str, precision: str, new_tokens: int, what: str) -> flo
         )  # fmt: skip
 
     with torch.no_grad():
-        return timed(draw, new_tokens, began, what)
+        return timed(draw, new_tokens, began)
 
 
-def llama_cpp(folder: str, precision: str, new_tokens: int, what: str) -> float:
+def llama_cpp(folder: str, precision: Precision, new_tokens: int) -> Drawn:
     """llama.cpp through llama-cpp-python, on as many threads as this process may use cores."""
-    import itertools
-
     from llama_cpp import Llama
 
     began = time.perf_counter()
@@ -109,14 +124,11 @@ def llama_cpp(folder: str, precision: str, new_tokens: int, what: str) -> float:
         for _ in itertools.islice(model.generate(prompt, temp=0.0), n_tokens):
             pass
 
-    return timed(draw, new_tokens, began, what)
+    return timed(draw, new_tokens, began)
 
 
-def int8_perplexity(minutes: float, work_folder: Path) -> Comparison:
+def int8_perplexity(minutes: float) -> Comparison:
     """Perplexity of int8 against bf16 weights on validation tales: random weights have none, so mini is trained."""
-    import subprocess
-    import sys
-
     from data.prepare import prepare_corpus
     from data.sources import open_source
     from generation.score import score_documents
@@ -128,9 +140,8 @@ def int8_perplexity(minutes: float, work_folder: Path) -> Comparison:
     corpus = prepare_corpus(open_source("tales-en"), "auto", context_length=256, progress=False)
     documents = list(corpus.validation_documents())
 
-    def perplexity(precision: str) -> float:
-        path = PROJECT / "checkpoints" / name / "best.pt"
-        generator = TextGenerator.load(path, "cpu", precision)  # type: ignore[arg-type]
+    def perplexity(precision: Precision) -> float:
+        generator = TextGenerator.load(PROJECT / "checkpoints" / name / "best.pt", "cpu", precision)
         return score_documents(generator.model, generator.tokenizer, documents).perplexity
 
     return Comparison(
@@ -139,37 +150,45 @@ def int8_perplexity(minutes: float, work_folder: Path) -> Comparison:
     )  # fmt: skip
 
 
+def compared(precision: Precision, folder: str, new_tokens: int, rounds: int) -> list[Comparison]:
+    """One width against llama.cpp at the same one and against Hugging Face, which has no int8: its fp32 stands in."""
+    theirs: Precision = "fp32" if precision == "int8" else precision
+    peers: dict[str, Contender] = {
+        f"llama.cpp, {LLAMA_CPP_TYPES[precision]}": llama_cpp,
+        f"Hugging Face generate, {theirs}": hugging_face,
+    }
+    warm_ups: dict[str, list[float]] = {name: [] for name in (OURS, *peers)}
+
+    def measure(name: str, work: Contender, width: Precision) -> float:
+        drawn = in_own_process(work, folder, width, new_tokens)
+        warm_ups[name].append(drawn.warm_up)
+        return drawn.speed
+
+    contenders = {OURS: functools.partial(measure, OURS, ours, precision)}
+    for name, work in peers.items():
+        contenders[name] = functools.partial(measure, name, work, theirs if work is hugging_face else precision)
+    values = alternate(contenders, rounds)
+    measured = f"decode GPT-2 124M, one sample, {precision}"
+    targets = dict(zip(peers, (Target("at least", 1), Target("at least", 2)), strict=True))
+    comparisons = compare(measured, "tokens/s", values, targets)
+    return comparisons + compare(f"{measured}: load and warm-up", "s", warm_ups, dict.fromkeys(peers))
+
+
 def answer(config: BenchmarkConfig) -> Report:
-    """Each width against llama.cpp at the same one, and against Hugging Face (which has fp32 and bf16)."""
-    try:
-        import llama_cpp as _  # noqa: F401
-    except ImportError:
-        raise MissingPackageError("llama-cpp-python", "the comparison with llama.cpp") from None
-    new_tokens = 16 if config.quick else NEW_TOKENS
+    """Each width in turn, then what int8 costs in perplexity."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingPackageError("llama-cpp-python", "the comparison with llama.cpp")
     comparisons: list[Comparison] = []
-    with tempfile.TemporaryDirectory() as work_folder:
-        save_model(Path(work_folder))
-        for precision in ("fp32", "bf16", "int8"):
-            theirs = "fp32" if precision == "int8" else precision
-            peers = {
-                f"llama.cpp, {LLAMA_CPP_TYPES[precision]}": functools.partial(llama_cpp, work_folder, precision),
-                f"Hugging Face generate, {theirs}": functools.partial(hugging_face, work_folder, theirs),
-            }
-            contenders = {OURS: functools.partial(ours, work_folder, precision), **peers}
-            for what, unit in (("speed", "tokens/s"), ("warm-up", "s")):
-                runs = {
-                    name: functools.partial(in_own_process, work, new_tokens, what) for name, work in contenders.items()
-                }
-                values = alternate(runs, config.turns(3) if what == "speed" else 1)
-                targets = [Target("at least", 1), Target("at least", 2)] if what == "speed" else [None, None]
-                named = f"decode GPT-2 124M, one sample, {precision}" + (", load and warm-up" * (what == "warm-up"))
-                comparisons += compare(named, unit, values, dict(zip(peers, targets, strict=True)))
-        if not config.quick:
-            comparisons.append(int8_perplexity(TRAINING_MINUTES, Path(work_folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder))
+        for precision in WIDTHS:
+            comparisons += compared(precision, folder, 16 if config.quick else NEW_TOKENS, config.turns(3))
+    if not config.quick:
+        comparisons.append(int8_perplexity(TRAINING_MINUTES))
     return Report(
         "How fast does a model of GPT-2's size write on this CPU, its weights in 32, 16 or 8 bits?",
         comparisons,
-        ["random weights of GPT-2's shape, greedy, behind one token; Hugging Face has no int8: its fp32 stands there"],
+        ["random weights of GPT-2's shape, greedy, behind one token; warm-up: from the imports to the eighth token"],
     )
 
 

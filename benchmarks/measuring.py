@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+Value = TypeVar("Value")
 
 OURS = "this project"
 """The name of this project in all results."""
@@ -87,7 +89,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_own_process(work: Callable[..., float], *arguments: object) -> float:
+def in_own_process(work: Callable[..., Value], *arguments: object) -> Value:
     """What `work` (a function of a module, with plain arguments) returns in a fresh Python of its own.
 
     Contenders that share a process share its allocator and its thread settings, which this project changes.
