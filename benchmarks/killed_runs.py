@@ -32,7 +32,7 @@ from training.trainer import Trainer
 
 MODEL = {"vocab_size": 257, "context_length": 16, "n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": 0.2}
 CONFIG = TrainConfig(keep_checkpoints=2)
-MEASURED_EVERY = 20
+MEASURED_EVERY = 100
 """Trials between two measurements of how long a run takes: it changes with what else the machine does."""
 PLAN = Plan(
     n_steps=6,

@@ -62,6 +62,8 @@ class Child:
     work: Callable[[Callable[[str], None]], None]
     errors: Path
     said: list[str] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)
+    """When each of its words came."""
 
     def __post_init__(self) -> None:
         self._readable, writable = os.pipe()
@@ -97,7 +99,20 @@ class Child:
             part = os.read(self._readable, 4096)
             if not part:
                 return
-            self.said += part.decode().splitlines()
+            lines = part.decode().splitlines()
+            self.said += lines
+            self.heard += [time.monotonic()] * len(lines)
+
+    @property
+    def n_begun(self) -> int:
+        """Saves that have begun."""
+        return sum(words.startswith("begin") for words in self.said)
+
+    @property
+    def save_seconds(self) -> float:
+        """How long its longest save has taken so far."""
+        times = zip(self.said, self.heard, self.said[1:], self.heard[1:], strict=False)
+        return max((end - begin for word, begin, _, end in times if word.startswith("begin")), default=0.0)
 
     @property
     def is_saving(self) -> bool:
@@ -114,10 +129,16 @@ class Child:
 
 
 def kill_at_random(child: Child, source: random.Random, run_seconds: float, n_saves: int) -> None:
-    """Kill at any time of the run, or a random while after one of its saves has begun."""
-    if source.random() < 0.5:
-        child.listen(lambda words: False, source.uniform(0, run_seconds))
-    else:
-        target = source.randint(1, n_saves)
-        child.listen(lambda words: sum(line.startswith("begin") for line in child.said) >= target, 600)
-        child.listen(lambda words: False, source.uniform(0, run_seconds / n_saves))
+    """Wait for a random time of the run, or within one of its saves, after which the child is to be killed.
+
+    The child's own words set the pace, since other programs may make it faster or slower at any moment: so many saves
+    begun, and then a random part of the time that one save and the training up to it (or the save alone) have taken.
+    """
+    aims_at_save = source.random() < 0.5
+    target = source.randint(1 if aims_at_save else 0, n_saves)
+    started = time.monotonic()
+    child.listen(lambda words: child.n_begun >= target, 600)
+    pace = (time.monotonic() - started) / target if target else run_seconds / n_saves
+    if aims_at_save and child.save_seconds:
+        pace = child.save_seconds
+    child.listen(lambda words: False, source.uniform(0, pace))

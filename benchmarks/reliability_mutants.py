@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant("token files that belong together", SHARDS, "if [header.first for header in self.headers] !=", "if None =="),
     Mutant("verify what was prepared before", PREPARE, "            if was_cached:\n", "            if False:\n"),
     Mutant("the corpus that the run began with", START, 'if corpus.corpus_hash != state["corpus_hash"]:', "if False:"),
-    Mutant("the flags that the run began with", START, "if value != getattr(config, name):", "if False:"),
+    Mutant("the flags that the run began with", START, "if value != of_run[name]:", "if False:"),
 )  # fmt: skip
 
 
