@@ -33,14 +33,16 @@ class TablesConfig:
 
 def markdown_table(records: list[dict[str, Any]]) -> str:
     """All comparisons as one Markdown table, then what each measurement ran on."""
-    lines = ["| what | this project | peer | ratio (lowest to highest) | target | |", "|---|---|---|---|---|---|"]
-    for record in records:
-        lines += [_row(comparison) for comparison in report_from_dict(record).comparisons]
     places: dict[str, list[str]] = {}
     for record in records:
         places.setdefault(_place(record), []).append(f"`{record['command']}` ({record['date']}, {record['commit']})")
+    numbers = {place: f"[{number}]" if len(places) > 1 else "" for number, place in enumerate(places, start=1)}
+    lines = ["| what | this project | peer | ratio (lowest to highest) | target | |", "|---|---|---|---|---|---|"]
+    for record in records:
+        number = numbers[_place(record)]
+        lines += [_row(comparison, number) for comparison in report_from_dict(record).comparisons]
     for place, commands in places.items():
-        lines += ["", f"Measured on {place}:", "", *(f"- {command}" for command in commands)]
+        lines += ["", f"{numbers[place]} Measured on {place}:".strip(), "", *(f"- {command}" for command in commands)]
     for record in records:
         lines += _samples(record)
     return "\n".join(lines) + "\n"
@@ -58,12 +60,12 @@ def _samples(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row(comparison: Comparison) -> str:
+def _row(comparison: Comparison, place: str) -> str:
     ours, theirs = statistics.median(comparison.ours), statistics.median(comparison.theirs)
     spread = f" ({min(comparison.ratios):.3g} to {max(comparison.ratios):.3g})" if len(comparison.ratios) > 1 else ""
     met = {True: "met", False: "missed", None: ""}[comparison.is_met]
     cells = [
-        comparison.measure,
+        f"{comparison.measure} {place}".strip(),
         f"{ours:.4g} {comparison.unit}",
         f"{comparison.peer}: {theirs:.4g}",
         f"**{comparison.ratio:.3g} ×**{spread}",

@@ -55,6 +55,15 @@ def test_the_table_has_a_row_for_every_comparison(tmp_path: Path) -> None:
     assert any("`python -m benchmarks.speed`" in line for line in lines)
 
 
+def test_results_of_two_machines_name_theirs_by_number(tmp_path: Path) -> None:
+    here = json.loads(write(tmp_path).read_text(encoding="utf-8"))
+    there = {**here, "hardware": {**here["hardware"], "cores": 1000}}
+    lines = markdown_table([here, there]).splitlines()
+    assert lines[2].startswith("| training [1] |")
+    assert lines[4].startswith("| training [2] |")
+    assert any(line.startswith("[2] Measured on ") and "1000 cores" in line for line in lines)
+
+
 def test_only_the_marked_part_of_a_readme_is_replaced() -> None:
     text = f"before\n{BEGIN_MARKER}\nold\n{END_MARKER}\nafter\n"
     changed = replace_marked_part(text, "new\n")
