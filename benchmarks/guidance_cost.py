@@ -57,7 +57,7 @@ def answer(config: BenchmarkConfig) -> Report:
         vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_embd=64, positions="rotary", normalization="rmsnorm"
     )
     discriminator = Discriminator(body, 2).eval()
-    head = NextTokenHead(model.config.n_embd, VOCAB_SIZE, 2, RANK).eval()
+    head = NextTokenHead(2 * model.config.n_embd, VOCAB_SIZE, 2, RANK).eval()
     seconds: dict[str, list[float]] = {name: [] for name in ("unguided", *LIMITS)}
     for number in range(rounds):
         contenders = {

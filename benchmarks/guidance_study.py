@@ -7,12 +7,14 @@ classifier and the model of the perplexity. Attributes by rule are learned from 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import random
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,7 @@ class Study:
     # ---- who takes part -------------------------------------------------------------------------------------------
 
     def _trained(self, command: str) -> Path:
-        _, script, *words = command.split()
+        _, script, *words = shlex.split(command)
         path = PROJECT / "checkpoints" / words[words.index("--run") + 1] / "best.pt"
         is_finished = path.exists() and read_card(path)["provenance"]["step"] == int(self._steps)
         if not is_finished:
@@ -133,15 +135,18 @@ class Study:
     def _reference(self) -> TextGenerator:
         """Another tokenizer, seed and half of the tales than anything that is measured with it."""
         tales = self._write_tales("judge", self._judge_tales)
-        words = f"--preset nano --steps {self._steps} --seed 7 --tokenizer bpe:1024 --data {tales}"
+        words = f"--preset nano --steps {self._steps} --seed 7 --tokenizer bpe:1024 --data {shlex.quote(str(tales))}"
         path = self._trained(f"python train.py --run {REFERENCE_RUN}{self._suffix} {words}")
         return TextGenerator.load(path, "cpu", "fp32")
 
-    def attributes(self) -> list[Attribute]:
+    def attributes(self) -> Iterator[Attribute]:
         """All that are compared, the mood first."""
-        return [self._mood(), *(self._by_rule(name, rule) for name, rule in RULES.items())]
+        yield self._mood()
+        for name, rule in RULES.items():
+            yield self._by_rule(name, rule)
 
     def _mood(self) -> Attribute:
+        """Judged by a classifier of other tales; trained only when a text is to be judged."""
         guide = self._folder / "gloomy.pt"
         if not guide.exists():
             files = [
@@ -155,7 +160,8 @@ class Study:
             )
         encode = self._generator.tokenizer.encode
         ids = {side: [encode(text) for text, mood in self._guide_tales if mood == side] for side in (True, False)}
-        return Attribute("gloomy", guide, self.judge.holds, telling_tokens(ids[True], ids[False], N_TELLING_TOKENS))
+        telling = telling_tokens(ids[True], ids[False], N_TELLING_TOKENS)
+        return Attribute("gloomy", guide, lambda texts: self.judge.holds(texts), telling)
 
     def _by_rule(self, name: str, rule: Callable[[str], bool]) -> Attribute:
         samples = [
@@ -166,7 +172,12 @@ class Study:
         guide = self._folder / f"{name}.pt"
         if not guide.exists():
             config = DiscriminatorConfig(
-                rule=f"training/attributes.py:{name}", epochs=3, output=str(guide), device="cpu"
+                rule=f"training/attributes.py:{name}",
+                epochs=5,
+                batch_texts=64,
+                learning_rate=0.003,
+                output=str(guide),
+                device="cpu",
             )
             label = name.replace("_", "-")
             texts = label_samples(samples, lambda text: label if rule(text) else f"not-{label}", self._generator, 0.2)
@@ -185,8 +196,16 @@ class Study:
     @functools.cached_property
     def judge_accuracy(self) -> tuple[float, float]:
         """On held-out whole tales, and on beginnings as long as the texts of the arms."""
-        whole, beginnings = judge_accuracy(self._judged_forms)
+        whole, beginnings = self._kept("judge", lambda: judge_accuracy(self._judged_forms))
         return whole, beginnings
+
+    def _kept(self, name: str, measure: Callable[[], list[Any]]) -> list[Any]:
+        """What was measured before an interruption, else measured now; delete the folder to measure all anew."""
+        path = self._texts.folder / f"measured_{name}.json"
+        if not path.exists():
+            found = json.dumps(measure(), ensure_ascii=False)
+            path.write_text(found, encoding="utf-8")
+        return list(json.loads(path.read_text(encoding="utf-8")))
 
     @property
     def _judged_forms(self) -> list[list[tuple[str, bool]]]:
@@ -205,6 +224,11 @@ class Study:
 
     def measure(self, attribute: Attribute) -> list[Arm]:
         """All arms of an attribute."""
+        return [
+            Arm(**row) for row in self._kept(attribute.name, lambda: [asdict(arm) for arm in self._arms(attribute)])
+        ]
+
+    def _arms(self, attribute: Attribute) -> list[Arm]:
         name, guide = attribute.name, attribute.guide
         ways = [("unguided", "unguided", self._pool[0]), ("rejection", "rejection", self._rejection(attribute))]
         for n in (4, 16):

@@ -55,6 +55,8 @@ class ContextWindow:
         self._cache = self._new_cache(len(self._prompts))
         self.hidden = torch.empty(0)
         """Hidden states of the newest tokens, from which the logits were computed: (B, C)."""
+        self.hidden_total = torch.empty(0)
+        """Sum of the hidden states of all tokens of each row, as they were when they were the newest: (B, C)."""
 
     def _new_cache(self, n_rows: int) -> KVCache:
         return KVCache(
@@ -80,11 +82,13 @@ class ContextWindow:
         hidden = self.model.hidden_states(token_ids, self._cache)  # (B, T, C)
         last = torch.tensor([len(prompt) - 1 for prompt in self._prompts], device=self.device)
         self.hidden = hidden[torch.arange(len(last), device=self.device), last]
+        self.hidden_total = (hidden * (token_ids != NO_TOKEN).unsqueeze(-1)).sum(dim=1)
         logits = self.model.logits(self.hidden).float()  # (B, V)
         rows = self._row_of_prompt
         if len(rows) > len(self._prompts):
             self._cache.keep_rows(rows)
-            token_ids, logits, self.hidden = token_ids[rows], logits[rows], self.hidden[rows]
+            token_ids, logits = token_ids[rows], logits[rows]
+            self.hidden, self.hidden_total = self.hidden[rows], self.hidden_total[rows]
         self._tokens[:, :longest] = token_ids
         return logits
 
@@ -94,11 +98,13 @@ class ContextWindow:
         self._append(new_tokens)
         self._make_room()
         self.hidden = self.model.hidden_states(new_tokens.unsqueeze(1), self._cache)[:, -1]
+        self.hidden_total = self.hidden_total + self.hidden
         return self.model.logits(self.hidden).float()
 
     def keep_rows(self, rows: list[int]) -> None:
         """Go on with only the given rows."""
         self._cache.keep_rows(rows)
+        self.hidden, self.hidden_total = self.hidden[rows], self.hidden_total[rows]
         self.lengths = [self.lengths[row] for row in rows]
         self.prompt_lengths, self._tokens = self.prompt_lengths[rows], self._tokens[rows]
 

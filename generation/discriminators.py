@@ -18,7 +18,7 @@ from generation.text_rescoring import TextScorer
 from model.checkpoint import load_checkpoint
 from model.discriminator import CandidateView, Discriminator, discriminator_from_checkpoint, log_odds
 from model.kv_cache import NO_TOKEN, KVCache
-from model.next_token_head import NextTokenHead
+from model.next_token_head import NextTokenHead, prefix_features
 from model.text_classifier import TextClassifier
 
 
@@ -208,7 +208,9 @@ class NextTokenScorer:
         if self._states is None:
             raise ValueError("the fast mode needs the hidden states of the language model: call read_from first")
         known = candidates.clamp(max=self._head.token.num_embeddings - 1)
-        hidden = self._states.hidden.to(self._head.prefix.weight.dtype)
+        dtype, states = self._head.prefix.weight.dtype, self._states
+        lengths = torch.tensor(states.lengths, dtype=dtype, device=candidates.device)
+        features = prefix_features(states.hidden.to(dtype), states.hidden_total.to(dtype), lengths)
         if self._folded is not None:
-            return self._folded.log_odds(hidden, known)
-        return log_odds(self._head(hidden, known), self._label)
+            return self._folded.log_odds(features, known)
+        return log_odds(self._head(features, known), self._label)

@@ -61,7 +61,12 @@ class DiscriminatorConfig:
     n_embd: int = option(64, "channels", at_least=1, at_most=2**20)
     context_length: int = option(256, "tokens seen at once", at_least=8, at_most=2**20)
     dropout: float = option(0.1, "share of activations dropped while training", at_least=0, below=1)
-    token_noise: float = option(0.3, "share of tokens replaced by random ones while training", at_least=0, below=1)
+    token_noise: float | None = option(
+        None,
+        "share of tokens replaced by random ones while training (default: 0.3; with --rule: 0)",
+        at_least=0,
+        below=1,
+    )
     next_token_rank: int = option(
         32,
         "rank of the head for --guidance-mode fast, which scores all next tokens at once from this language model's "
@@ -113,6 +118,13 @@ class DiscriminatorConfig:
                 f"--n-embd ({self.n_embd}) must be a multiple of twice --n-head ({2 * self.n_head}): "
                 "rotary positions turn channels in pairs"
             )
+
+    @property
+    def noise(self) -> float:
+        """Share of tokens replaced; samples that a rule labels are many, and a replaced token would make it wrong."""
+        if self.token_noise is not None:
+            return self.token_noise
+        return 0.0 if self.rule is not None else 0.3
 
     @property
     def peak_learning_rate(self) -> float:

@@ -113,7 +113,7 @@ def train_discriminator(
         for batch in shuffled_batches(texts.training, config.batch_texts, order):
             optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
             optimizer.zero_grad()
-            loss = training_loss(discriminator, batch, config.token_noise)
+            loss = training_loss(discriminator, batch, config.noise)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(discriminator.parameters(), settings.gradient_clip)
             optimizer.step()

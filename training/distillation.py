@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from model.discriminator import Discriminator
 from model.gpt import GPT
-from model.next_token_head import NextTokenHead
+from model.next_token_head import NextTokenHead, prefix_features
 from training.calibration import PrefixQuality, best_sharpness, pad_texts, quality, score_prefixes
 from training.labels import LabelledText, LabelledTexts, shuffled_batches
 
@@ -36,7 +36,7 @@ def distil_next_token_head(
     """A head of this rank for this language model, calibrated on the tuning texts, and its quality on the held-out."""
     config, device = language_model.config, language_model.token_embedding.weight.device
     texts = texts.in_windows(min(config.context_length, discriminator.config.context_length))
-    head = NextTokenHead(config.n_embd, discriminator.config.vocab_size, discriminator.n_labels, rank).to(device)
+    head = NextTokenHead(2 * config.n_embd, discriminator.config.vocab_size, discriminator.n_labels, rank).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
@@ -64,7 +64,9 @@ def next_token_logits(head: NextTokenHead, language_model: GPT, token_ids: Tenso
     """What the head guesses of each prefix from the one before it: (B, T) → (B, T − 1, L)."""
     with torch.no_grad():
         hidden = language_model.hidden_states(token_ids[:, :-1]).to(head.prefix.weight.dtype)  # (B, T − 1, C)
-    return head(hidden, token_ids[:, 1:, None]).squeeze(2)  # type: ignore[no-any-return]
+        lengths = torch.arange(1, token_ids.shape[1], device=hidden.device).to(hidden.dtype)
+        features = prefix_features(hidden, hidden.cumsum(dim=1), lengths.expand(hidden.shape[:2]))
+    return head(features, token_ids[:, 1:, None]).squeeze(2)  # type: ignore[no-any-return]
 
 
 def distillation_loss(

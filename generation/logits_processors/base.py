@@ -56,6 +56,10 @@ class HiddenStates(Protocol):
 
     hidden: Tensor
     """Of the newest token of every row, (B, C); those that the logits were computed from."""
+    hidden_total: Tensor
+    """Summed over all tokens of every row, (B, C)."""
+    lengths: list[int]
+    """Number of tokens of every row."""
 
 
 @runtime_checkable

@@ -177,9 +177,9 @@ def test_the_fast_mode_needs_its_head(tmp_path: Path) -> None:
         build_guidance(GuidanceConfig(discriminator=(path,), guidance_mode="fast"), ByteTokenizer())
 
 
-def build_next_token_head(n_embd: int = 16) -> NextTokenHead:
+def build_next_token_head(n_features: int = 32) -> NextTokenHead:
     torch.manual_seed(6)
-    head = NextTokenHead(n_embd, 257, 2, rank=3)
+    head = NextTokenHead(n_features, 257, 2, rank=3)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head.eval()
@@ -204,7 +204,9 @@ def test_the_fast_mode_reads_the_hidden_state_of_the_newest_token_of_every_row(g
             for row, tokens in enumerate(token_ids):
                 text = tokens[tokens >= 0]
                 if len(text) <= 16:  # later the window has moved
-                    logits = head(model.hidden_states(text.unsqueeze(0))[:, -1], candidates[row : row + 1])[0]
+                    hidden = model.hidden_states(text.unsqueeze(0))
+                    features = torch.cat((hidden[:, -1], hidden.sum(dim=1) / len(text) ** 0.5), dim=-1)
+                    logits = head(features, candidates[row : row + 1])[0]
                     largest = max(largest, float((answers[row] - (logits[:, 0] - logits[:, 1])).abs().max()))
                     calls += 1
             return answers
@@ -234,8 +236,10 @@ def test_the_log_odds_of_the_fast_mode_are_those_of_its_class_logits(n_labels: i
     head, states = NextTokenHead(4, 257, n_labels, rank=3), ContextWindow.__new__(ContextWindow)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
-    states.hidden, candidates = torch.randn(2, 4), torch.tensor([[7, 9, 256], [0, 1, 2]])
-    shares = head(states.hidden, candidates).softmax(-1)
+    states.hidden, states.hidden_total, states.lengths = torch.randn(2, 2), torch.randn(2, 2), [4, 9]
+    candidates = torch.tensor([[7, 9, 256], [0, 1, 2]])
+    features = torch.cat((states.hidden, states.hidden_total / torch.tensor([[2.0], [3.0]])), dim=-1)
+    shares = head(features, candidates).softmax(-1)
     for label in range(n_labels):
         scorer = NextTokenScorer(head, label, name="label", language_model="abc")
         scorer.read_from(states, "abc")
