@@ -5,53 +5,61 @@ Everything drawn is kept in checkpoints/benchmark-guidance/, so that an interrup
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from benchmarks.measuring import Comparison, Target
 from benchmarks.report import RESULTS_FOLDER, BenchmarkConfig, Report, run_benchmark
 
 if TYPE_CHECKING:
-    from benchmarks.guidance_study import Arm, Study
+    from benchmarks.guidance_study import Arm, Attribute, Study
 
 N_TEXTS = 500
 
 
 def answer(config: BenchmarkConfig) -> Report:
-    """Train language model, guides and judge where they are missing, draw all arms, measure them alike."""
-    from benchmarks.guidance_figure import plot_arms
+    """Train language model, guide and judge where they are missing, draw all arms, measure them alike."""
     from benchmarks.guidance_study import Study
 
     study = Study(12 if config.quick else N_TEXTS, quick=config.quick)
-    arms = {attribute.name: study.measure(attribute) for attribute in study.attributes()}
-    comparisons = [comparison for name, of_name in arms.items() for comparison in targets(name, of_name)]
-    if not config.quick:
-        plot_arms(arms, RESULTS_FOLDER / "guidance.png")
-    return Report(
-        question="Does guidance reach what was asked for, at what price in quality, variety and time?",
-        comparisons=comparisons,
-        notes=notes(study),
-        facts={
-            "arms": {name: [asdict(arm) for arm in of_name] for name, of_name in arms.items()},
-            "bright": study.first_bright_texts(),
-            "judge_accuracy": {"whole tales": study.judge_accuracy[0], "beginnings": study.judge_accuracy[1]},
-            "discriminators": study.held_out_quality(),
-        },
+    report = report_on(study, [study.mood()], config, "guidance")
+    whole, beginnings = study.judge_accuracy
+    bright = study.first_bright_texts()
+    return replace(
+        report,
+        notes=[
+            f"the judge, trained on the half of the tales that the guide never saw, is right on {whole:.1%} of whole "
+            f"held-out tales and {beginnings:.1%} of their first 64 tokens",
+            *report.notes,
+        ],
+        facts={**report.facts, "bright": bright, "judge": {"whole tales": whole, "beginnings": beginnings}},
     )
 
 
-def notes(study: Study) -> list[str]:
-    """What the numbers alone do not say."""
-    whole, beginnings = study.judge_accuracy
-    return [
-        "language model: `" + study.language_model_command + "`; texts of at most 64 tokens from an empty prompt, "
-        "temperature 1, top-k 50 in every arm",
-        f"the judge of the mood, trained on the half of the tales that the guide never saw, is right on {whole:.1%} of "
-        f"whole held-out tales and {beginnings:.1%} of their first 64 tokens; the other attributes are judged by rule",
-        "perplexity: a GPT of another seed and tokenizer, trained on that other half, per token of the language model",
-        "speed: tokens that are kept per second of processor time, which other programs on the machine disturb less",
-        "best of N: ranked by the guide; rejection: all of a pool of unguided texts that the judge or rule accepts",
-    ]
+def report_on(study: Study, attributes: Iterable[Attribute], config: BenchmarkConfig, name: str) -> Report:
+    """The arms of some attributes, their targets and picture."""
+    from benchmarks.guidance_figure import plot_arms
+
+    arms = {attribute.name: study.measure(attribute) for attribute in attributes}
+    if not config.quick:
+        plot_arms(arms, RESULTS_FOLDER / f"{name}.png")
+    return Report(
+        question="Does guidance reach what was asked for, at what price in quality, variety and time?",
+        comparisons=[comparison for attribute, of_name in arms.items() for comparison in targets(attribute, of_name)],
+        notes=[
+            f"language model: `{study.language_model_command}`; texts of at most 64 tokens from an empty prompt, "
+            "temperature 1, top-k 50 in every arm",
+            "perplexity: a GPT of another seed and tokenizer, trained on the half of the tales that the guide of the "
+            "mood never saw, per token of the language model",
+            "speed: kept tokens per second of processor time, which other programs on the machine disturb less",
+            "best of N: ranked by the guide; rejection: those of a pool of unguided texts that judge or rule accept",
+        ],
+        facts={
+            "arms": {attribute: [asdict(arm) for arm in of_name] for attribute, of_name in arms.items()},
+            "discriminators": study.held_out_quality(arms),
+        },
+    )
 
 
 WANTED = {"gloomy": 0.95, "tells_of_the_sea": 0.6, "asks_a_question": 0.9, "ends_with_a_sentence": 0.9}

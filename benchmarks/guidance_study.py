@@ -13,7 +13,7 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from training.train_discriminator import fit
 from training.train_discriminator import run as train_from_files
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+RULE_STRENGTHS = STRENGTHS[1:]
 BONUSES = (2.0, 4.0)
 POOL_PARTS, TRAINING_PARTS = 16, 12
 """Of unguided texts: those that arms choose from, and those that teach the guides of the rules."""
@@ -62,6 +63,7 @@ class Attribute:
     holds: Callable[[Sequence[str]], list[bool]]
     telling_tokens: list[int]
     """What a word bonus favours."""
+    strengths: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,12 @@ class Study:
         path = self._trained(f"python train.py --run {REFERENCE_RUN}{self._suffix} {words}")
         return TextGenerator.load(path, "cpu", "fp32")
 
-    def attributes(self) -> Iterator[Attribute]:
-        """All that are compared, the mood first."""
-        yield self._mood()
+    def rules(self) -> Iterator[Attribute]:
+        """The attributes that a program checks."""
         for name, rule in RULES.items():
             yield self._by_rule(name, rule)
 
-    def _mood(self) -> Attribute:
+    def mood(self) -> Attribute:
         """Judged by a classifier of other tales; trained only when a text is to be judged."""
         guide = self._folder / "gloomy.pt"
         if not guide.exists():
@@ -161,7 +162,7 @@ class Study:
         encode = self._generator.tokenizer.encode
         ids = {side: [encode(text) for text, mood in self._guide_tales if mood == side] for side in (True, False)}
         telling = telling_tokens(ids[True], ids[False], N_TELLING_TOKENS)
-        return Attribute("gloomy", guide, lambda texts: self.judge.holds(texts), telling)
+        return Attribute("gloomy", guide, lambda texts: self.judge.holds(texts), telling, STRENGTHS)
 
     def _by_rule(self, name: str, rule: Callable[[str], bool]) -> Attribute:
         samples = [
@@ -186,7 +187,7 @@ class Study:
         for result in samples:
             ids[rule(result.text)].append(result.token_ids)
         tokens = telling_tokens(ids[True], ids[False], N_TELLING_TOKENS)
-        return Attribute(name, guide, lambda texts: [rule(text) for text in texts], tokens)
+        return Attribute(name, guide, lambda texts: [rule(text) for text in texts], tokens, RULE_STRENGTHS)
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -215,10 +216,9 @@ class Study:
             for text, mood in self._judge_tales
         ]
 
-    def held_out_quality(self) -> dict[str, Any]:
+    def held_out_quality(self, names: Iterable[str]) -> dict[str, Any]:
         """What the training of each guide reported on texts that it did not see."""
-        paths = [self._folder / f"{name}.pt" for name in ("gloomy", *RULES)]
-        return {path.stem: read_card(path)["provenance"]["held_out"] for path in paths}
+        return {name: read_card(self._folder / f"{name}.pt")["provenance"]["held_out"] for name in names}
 
     # ---- what is measured -----------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Study:
             drawn = self._texts.with_bonus(f"{name} word bonus {bonus:g}", attribute.telling_tokens, bonus)
             ways.append((f"word bonus {bonus:g}", "word bonus", drawn))
         for mode in ("exact", "fast"):
-            for strength in STRENGTHS:
+            for strength in attribute.strengths:
                 strengths = ((str(guide), strength),)
                 drawn = self._texts.guided(f"{name} {mode} {strength:g}", strengths, fast=mode == "fast")
                 ways.append((f"{mode} {strength:g}", mode, drawn))
