@@ -29,7 +29,7 @@ def test_every_flag_on_the_page_exists() -> None:
     configs = (GenerateConfig, LoadConfig, SamplingConfig, ScoreConfig, SpeechConfig)
     names = {name.replace("_", "-") for config in configs for name in config.__dataclass_fields__}
     known = {"--" + name for name in names} | {"--no-" + name for name in names}
-    of_train = {"--preset", "--steps", "--batch-tokens"}
+    of_train = {"--preset", "--dropout", "--steps", "--batch-tokens"}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", PAGE)) - known - of_train == set()
 
 
