@@ -65,15 +65,18 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def refused(path: Path) -> str:
-    """Check that a file is refused properly, by both ways in; returns the message."""
-    started = time.monotonic()
+    """Check that a file is refused properly, by both ways in; returns the message.
+
+    The time is the processor's: how busy the machine is with other things does not count.
+    """
+    started = time.process_time()
     messages = []
     for open_file in (load_checkpoint, read_card):
         with pytest.raises(CheckpointError) as raised:
             open_file(path)
         assert raised.value.exit_code == EXIT_CHECKPOINT
         messages.append(str(raised.value))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert messages[0] == messages[1]
     assert str(path) in messages[0]
     assert "\n" not in messages[0]
@@ -385,7 +388,7 @@ def forged_at_random(card: dict[str, Any], good: bytes, other: bytes, seed: int)
 
 
 def assert_refused_or_sound(path: Path, seed: int) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:
@@ -404,7 +407,7 @@ def assert_refused_or_sound(path: Path, seed: int) -> None:
             tokenizer_from_state(checkpoint.tokenizer)
     assert str(path) in message
     assert "\n" not in message
-    assert time.monotonic() - started < 1, f"it took {time.monotonic() - started:.1f} s"
+    assert time.process_time() - started < 1, f"it took {time.process_time() - started:.1f} s"
 
 
 def run_in_children(task: Callable[[int], None], seeds: range, per_child: int) -> None:
