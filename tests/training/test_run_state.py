@@ -390,6 +390,17 @@ def test_space_for_one_more_but_not_for_all_is_a_warning(
     assert "saving may fail later" in warning
 
 
+def test_the_name_of_a_new_folder_is_synced_before_anything_lies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(
+        durable_files, "sync_folder", lambda folder: synced.append((folder, durable_files.list_folder(folder)))
+    )
+    durable_files.make_folder(tmp_path / "checkpoints" / "run")
+    assert synced == [(tmp_path, ["checkpoints"]), (tmp_path / "checkpoints", ["run"])]
+
+
 def test_a_run_folder_that_cannot_be_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
