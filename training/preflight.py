@@ -96,7 +96,7 @@ def _exportable(config: ModelConfig) -> str:
     """Whether other programs can run the model once it is trained, and if not, because of which parts."""
     obstacles = why_not_exportable(config)
     if not obstacles:
-        return "possible, to transformers and llama.cpp: python convert.py export --help"
+        return "possible: python convert.py export --help"
     parts = ", ".join(obstacle.split(" (")[0] for obstacle in obstacles)
     return f"not possible: other programs have no {parts}; --preset mini-llama can be exported"
 

@@ -74,8 +74,8 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built() -> None:
 @pytest.mark.parametrize(
     ("preset", "line"),
     [
-        ("mini-llama", "export      possible, to transformers and llama.cpp"),
-        ("gpt2", "export      possible, to transformers and llama.cpp"),
+        ("mini-llama", "export      possible: python convert.py export"),
+        ("gpt2", "export      possible: python convert.py export"),
         (
             "mini",
             "export      not possible: other programs have no feed_forward relu_squared, qk_norm; "
