@@ -38,7 +38,8 @@ def _copy_with_data(checkout: Path, folder: Path) -> Path:
     data.mkdir(parents=True)
     for name in ("train.bin", "val.bin"):
         (np.arange(2000) % 50).astype(np.uint16).tofile(data / name)
-    (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 257}))  # as many as our runs have
+    with (data / "meta.pkl").open("wb") as file:
+        pickle.dump({"vocab_size": 257}, file)  # as many as our runs have
     return copy
 
 
