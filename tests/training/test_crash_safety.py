@@ -315,6 +315,16 @@ def test_a_really_full_disk_is_one_clear_line(run: Path, monkeypatch: pytest.Mon
     assert_nothing_lost(run, [])
 
 
+def test_a_write_that_fails_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    def fill_the_disk(file: io.FileIO) -> None:
+        durable_files.write(file, b"the first half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError):
+        durable_files.write_atomically(tmp_path / "best.pt", fill_the_disk)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_small_disk_fills_up_without_losing_anything(tmp_path: Path) -> None:
     """A real file system of 100 KB, which several checkpoints do not fit into."""
