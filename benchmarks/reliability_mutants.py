@@ -8,11 +8,13 @@ added to the result of those before it.
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from benchmarks.report import RESULTS_FOLDER, BenchmarkConfig, Report, run_bench
 from command_line import UserError
 
 QUESTION = "reliability_mutants"
+N_COPIES = 2
+"""Mutants that are tested at a time, each in a copy of its own."""
 
 
 @dataclass(frozen=True)
@@ -157,27 +161,53 @@ def earlier_verdicts(n_mutants: int) -> dict[str, str | None]:
     return found
 
 
+def copy_project(copy: Path) -> Path:
+    """A copy of the project with its tests, to break."""
+    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "corpora", "tokens", "*_cache", "__pycache__", "*.pt")
+    shutil.copytree(PROJECT, copy, ignore=ignore)
+    shutil.copytree(PROJECT / "tests" / "fixtures", copy / "tests" / "fixtures", dirs_exist_ok=True)
+    return copy
+
+
+def every_test(mutants: Iterable[Mutant]) -> Iterable[str]:
+    """All tests that guard against any of these."""
+    return dict.fromkeys(test for mutant in mutants for test in TESTS[mutant.file])
+
+
+def verdict_on(mutant: Mutant, copy: Path) -> str | None:
+    """The first test that fails once a safeguard is taken out of a copy, which is as before afterwards."""
+    path = copy / mutant.file
+    source = path.read_text(encoding="utf-8")
+    if source.count(mutant.source) < 1:
+        raise ValueError(f"{mutant.file} does not contain {mutant.source!r}: {mutant.safeguard}")
+    path.write_text(source.replace(mutant.source, mutant.replacement, 1), encoding="utf-8")
+    found = caught_by(copy, TESTS[mutant.file])
+    path.write_text(source, encoding="utf-8")
+    print(f"{mutant.safeguard}: {found or 'NOT NOTICED'}", flush=True)
+    return found
+
+
 def answer(config: BenchmarkConfig) -> Report:
     """Run the tests on the unchanged copy, then on every mutant of this part."""
     verdicts = earlier_verdicts(config.first_seed)
     chosen = MUTANTS[config.first_seed :][: 2 if config.quick else config.rounds]
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        ignore = shutil.ignore_patterns(".git", ".venv", "runs", "corpora", "tokens", "*_cache", "__pycache__", "*.pt")
-        shutil.copytree(PROJECT, copy, ignore=ignore)
-        shutil.copytree(PROJECT / "tests" / "fixtures", copy / "tests" / "fixtures", dirs_exist_ok=True)
-        failed = caught_by(copy, dict.fromkeys(test for mutant in chosen for test in TESTS[mutant.file]))
-        if failed is not None:
-            raise UserError(f"nothing is taken out and {failed} fails; mend that first")
-        for mutant in chosen:
-            path = copy / mutant.file
-            source = path.read_text(encoding="utf-8")
-            if source.count(mutant.source) < 1:
-                raise ValueError(f"{mutant.file} does not contain {mutant.source!r}: {mutant.safeguard}")
-            path.write_text(source.replace(mutant.source, mutant.replacement, 1), encoding="utf-8")
-            verdicts[mutant.safeguard] = caught_by(copy, TESTS[mutant.file])
-            path.write_text(source, encoding="utf-8")
-            print(f"{mutant.safeguard}: {verdicts[mutant.safeguard] or 'NOT NOTICED'}", flush=True)
+        copies: queue.Queue[Path] = queue.Queue()
+        for number in range(N_COPIES):
+            copies.put(copy_project(Path(folder) / f"project-{number}"))
+
+        def verdict(mutant: Mutant | None) -> str | None:
+            copy = copies.get()
+            try:
+                return verdict_on(mutant, copy) if mutant else caught_by(copy, every_test(chosen))
+            finally:
+                copies.put(copy)
+
+        with ThreadPoolExecutor(N_COPIES) as workers:
+            failed, *found = workers.map(verdict, [None, *chosen])
+    if failed is not None:
+        raise UserError(f"nothing is taken out and {failed} fails; mend that first")
+    verdicts.update(zip((mutant.safeguard for mutant in chosen), found, strict=True))
     missed = [safeguard for safeguard, test in verdicts.items() if test is None]
     notes = [
         f"{len(verdicts)} safeguards taken out, {len(verdicts) - len(missed)} noticed; not noticed: {missed or 'none'}"
