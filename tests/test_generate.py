@@ -1,6 +1,7 @@
 """`generate.py` as a user runs it: flags, streams, exit codes."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -78,10 +79,14 @@ Generate = Callable[..., tuple[int, str, str]]
 def start(
     checkpoint: Path, *words: str, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **environment: str
 ) -> subprocess.Popen[bytes]:
-    """Start the script as a process of its own."""
+    """Start the script as a process of its own, which listens to Ctrl-C as one in a terminal does."""
     command = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=variables)
+    # A shell lets what it starts in the background ignore SIGINT, and a suite that was started so hands that on.
+    listen = None if sys.platform == "win32" else functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=variables, preexec_fn=listen
+    )
 
 
 def test_prompt_and_continuation_go_to_stdout_and_nothing_else(generate: Generate) -> None:
