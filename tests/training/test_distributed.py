@@ -394,7 +394,7 @@ def test_a_sharded_run_is_read_and_goes_on_as_any_other(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "exit_code", "words"),
     [
-        (("--init", "missing.pt"), 3, "missing.pt"),
+        (("--init", "missing.pt"), 2, "--context-length cannot change a trained model"),
         (("--parallel", "fsdp", "--optimizer", "muon"), 2, "add --optimizer adamw"),
         (("--batch-tokens", "16"), 2, "try --batch-tokens 32"),
         (("--steps", "-1"), 2, "--steps must be"),
