@@ -287,6 +287,7 @@ STATE = "content/state_dict"
         ("tensors/0/shape", [True, 20], "impossible shape"),
         ("tensors/0/offset", -64, "outside of the file"),
         ("tensors/0/offset", 2**62, "outside of the file"),
+        ("tensors/-1/offset", 2**62, "outside of the file"),
         ("tensors/1/offset", 64, "over another one"),
         ("tensors/0/extra", 1, "unknown entries: extra"),
         ("content", [], "wrong type"),

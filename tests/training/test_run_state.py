@@ -154,6 +154,17 @@ def test_best_is_no_starting_point_for_training(run: RunFolder) -> None:
         assert again.newest_checkpoint() is None
 
 
+def test_a_step_without_training_state_is_passed_over(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    save_steps(run, 1)
+    run.save_best(**model_values(2))
+    (run.path / "step-000002.pt").write_bytes(run.best_path.read_bytes())
+    with reopened(run) as again:
+        newest = again.newest_checkpoint()
+    assert newest is not None
+    assert newest.training_state == {"step": 1}
+    assert "step-000002.pt holds no training state" in capsys.readouterr().err
+
+
 def test_an_existing_run_needs_resume_or_overwrite(run: RunFolder) -> None:
     save_steps(run, 1)
     with pytest.raises(UserError, match=r"--resume.*--overwrite") as raised, reopened(run, resume=False):

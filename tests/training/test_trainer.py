@@ -53,6 +53,16 @@ def test_evaluating_and_saving_more_often_changes_no_weight(
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(other), strict=True))
 
 
+def test_random_numbers_that_others_draw_between_steps_change_no_weight(build_trainer: BuildTrainer) -> None:
+    plain, other = (build_trainer(run=name, model={"dropout": 0.2}) for name in ("plain", "other"))
+    for _ in range(3):
+        plain._train_step()
+    for _ in range(3):
+        torch.rand(7)
+        other._train_step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(other), strict=True))
+
+
 def test_dropout_differs_from_step_to_step(build_trainer: BuildTrainer) -> None:
     trainer = build_trainer(model={"dropout": 0.5})
     states = []
