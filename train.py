@@ -35,8 +35,7 @@ def build_parser() -> ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="replace this run")
     run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
     run.add_argument("--init", metavar="CHECKPOINT", type=Path, help="start from these weights and their tokenizer")
-    default = "mini; nano for under 10 minutes on a CPU without bf16"
-    run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {default})")
+    run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: mini)")
     add_options(parser, TrainConfig, "training")
     add_options(parser, ModelConfig, "model (default: the preset's)")
     return parser
@@ -50,7 +49,8 @@ def main() -> None:
     train_config = TrainConfig(**typed)
     check_tokenizer_choice(train_config.tokenizer)
     model_overrides = given_options(arguments, ModelConfig)
-    preset_config(arguments.preset or "mini", **{"vocab_size": 1, **model_overrides})
+    preset = arguments.preset or "mini"
+    preset_config(preset, **{"vocab_size": 1, **model_overrides})
     decided = [*model_overrides, *(name for name in ("preset", "tokenizer") if getattr(arguments, name, None))]
     if arguments.init and decided:
         raise UserError(f"{flag_name(decided[0])} cannot change a trained model; leave it out or train without --init")
@@ -60,12 +60,6 @@ def main() -> None:
     # From here on torch is needed, which takes a second to load.
     from training.start import Request, start_training
 
-    command, preset = [sys.orig_argv[0], *sys.argv], arguments.preset or "mini"
-    if not (arguments.preset or arguments.init or model_overrides or "WORLD_SIZE" in os.environ):
-        from training.recipe import default_preset
-
-        preset = default_preset(train_config)
-        command += ["--preset", preset] if preset != "mini" else []  # to go on or repeat on any machine
     model = model_name(arguments.init) if arguments.init else preset
     name = arguments.run or default_run_name(train_config.data, model)
 
@@ -80,7 +74,7 @@ def main() -> None:
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
             init=arguments.init,
-            command=command,
+            command=[sys.orig_argv[0], *sys.argv],
             started=STARTED,
         )
     )

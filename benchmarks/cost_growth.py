@@ -44,7 +44,7 @@ def late_against_early(n_windows: int) -> float:
 
 
 def training_memory(path: Path) -> float:
-    """Peak anonymous megabytes of preparing a text and training nano on it for some steps."""
+    """Peak anonymous megabytes of preparing a text and training mini on it for some steps."""
     from benchmarks.memory import peak_anonymous_bytes
 
     return peak_anonymous_bytes(lambda: _train(path)) / MEGABYTE
@@ -60,11 +60,11 @@ def _train(path: Path) -> None:
     from training.optimizers import build_optimizer
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        context_length = preset_config("nano", vocab_size=1).context_length
+        context_length = preset_config("mini", vocab_size=1).context_length
         corpus = prepare_corpus(
             open_source(str(path)), "bpe:2048", context_length=context_length, cache_folder=Path(folder), progress=False
         )
-        model = GPT(preset_config("nano", vocab_size=corpus.tokenizer.vocab_size))
+        model = GPT(preset_config("mini", vocab_size=corpus.tokenizer.vocab_size))
         optimizer = build_optimizer(model, TrainConfig())
         batches = Batches(corpus.training, context_length, sequences=16, seed=0)
         for step in range(TRAINING_STEPS):
@@ -92,7 +92,7 @@ def answer(config: BenchmarkConfig) -> Report:
             Comparison(f"time per token, window {n_windows}", "times", "the second window", growth, [1.0], FLAT),
             Comparison(f"memory of training, {large} MB of text", "MB", "1 MB", [memory[large]], [memory[1]], FLAT),
         ],
-        ["memory holds Python, torch, the preparation of the text and the training of the preset nano"],
+        ["memory holds Python, torch, the preparation of the text and the training of the preset mini"],
     )
 
 

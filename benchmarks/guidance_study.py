@@ -107,7 +107,7 @@ class Study:
         self._suffix, self._steps = ("-quick", "20") if quick else ("", "500")
         self._folder = PROJECT / "checkpoints" / f"{RUN}{self._suffix}"
         self._guide_tales, self._judge_tales = tales_in_halves()
-        self.language_model_command = f"python train.py --run {RUN}{self._suffix} --preset nano --steps {self._steps}"
+        self.language_model_command = f"python train.py --run {RUN}{self._suffix} --preset mini --steps {self._steps}"
         self._path = self._trained(self.language_model_command)
         self._generator = TextGenerator.load(self._path, "cpu", "fp32")
         self._texts = TextFolder(self._generator, self._folder / f"{n_texts}-texts", n_texts)
@@ -137,7 +137,7 @@ class Study:
     def _reference(self) -> TextGenerator:
         """Another tokenizer, seed and half of the tales than anything that is measured with it."""
         tales = self._write_tales("judge", self._judge_tales)
-        words = f"--preset nano --steps {self._steps} --seed 7 --tokenizer bpe:1024 --data {shlex.quote(str(tales))}"
+        words = f"--preset mini --steps {self._steps} --seed 7 --tokenizer bpe:1024 --data {shlex.quote(str(tales))}"
         path = self._trained(f"python train.py --run {REFERENCE_RUN}{self._suffix} {words}")
         return TextGenerator.load(path, "cpu", "fp32")
 

@@ -10,7 +10,7 @@ from command_line import UserError
 PUBLISHED = 1.4697
 """The validation loss in nanoGPT's README, of its configuration for a GPU (10.7M parameters)."""
 LIMIT_SECONDS = 600.0
-RECIPE = ("--preset", "mini", "--steps", "1400", "--evaluate-every-steps", "50")
+RECIPE = ("--preset", "small", "--steps", "1400", "--evaluate-every-steps", "50")
 
 
 def answer(config: BenchmarkConfig) -> Report:

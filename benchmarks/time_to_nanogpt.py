@@ -13,7 +13,7 @@ from benchmarks.measuring import Comparison, Target
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 
 NANOGPT_STEPS = 2000
-RECIPE = ("--preset", "nano", "--steps", "240", "--evaluate-every-steps", "10", "--batch-tokens", "2048")
+RECIPE = ("--preset", "mini", "--steps", "240", "--evaluate-every-steps", "10", "--batch-tokens", "2048")
 """How this project trains for it; `auto` chooses everything that is not named."""
 
 

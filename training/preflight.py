@@ -191,8 +191,8 @@ def _n_adapters(train_config: TrainConfig, model_config: ModelConfig) -> int:
 def choose_sequences(train_config: TrainConfig, model_config: ModelConfig, workers: Workers) -> int:
     """Windows of an optimizer step over all processes.
 
-    By default a batch has about one token for every thousand parameters of the blocks, 4,096 for the preset mini, up to
-    the half million that GPT-3's authors gave their smallest model (Brown et al. 2020, arxiv.org/abs/2005.14165,
+    By default a batch has about one token for every thousand parameters of the blocks, 4,096 for the preset small, up
+    to the half million that GPT-3's authors gave their smallest model (Brown et al. 2020, arxiv.org/abs/2005.14165,
     table 2.1).
     """
     context_length, world_size = model_config.context_length, workers.world_size

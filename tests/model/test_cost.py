@@ -172,9 +172,9 @@ print(peak() - before)
 @pytest.mark.parametrize(
     ("preset", "batch_size", "optimizer", "precision", "options"),
     [
-        pytest.param("mini", 12, "muon", "fp32", {"vocab_size": 2048, "n_layer": 3}, id="mini-muon-fp32"),
-        pytest.param("mini", 16, "muon", "bf16", {"vocab_size": 2048}, id="mini-muon-bf16", marks=pytest.mark.slow),
-        pytest.param("mini-llama", 8, "adamw", "fp32", {"vocab_size": 300}, id="llama-adamw", marks=pytest.mark.slow),
+        pytest.param("small", 12, "muon", "fp32", {"vocab_size": 2048, "n_layer": 3}, id="small-muon-fp32"),
+        pytest.param("small", 16, "muon", "bf16", {"vocab_size": 2048}, id="small-muon-bf16", marks=pytest.mark.slow),
+        pytest.param("small-llama", 8, "adamw", "fp32", {"vocab_size": 300}, id="llama-adamw", marks=pytest.mark.slow),
         pytest.param(
             "gpt2", 4, "adamw", "fp32", {"n_layer": 2, "context_length": 256}, id="gpt2-adamw", marks=pytest.mark.slow
         ),

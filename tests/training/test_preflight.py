@@ -52,9 +52,9 @@ def test_given_steps_are_kept() -> None:
 
 
 def test_the_default_batch_grows_with_the_model() -> None:
-    mini = preset_config("mini", vocab_size=2048)
+    small = preset_config("small", vocab_size=2048)
     gpt2 = preset_config("gpt2")
-    assert choose_sequences(TrainConfig(), mini, Workers()) * mini.context_length == 4096
+    assert choose_sequences(TrainConfig(), small, Workers()) * small.context_length == 4096
     assert choose_sequences(TrainConfig(), gpt2, Workers()) * gpt2.context_length == 2**16
     assert choose_sequences(TrainConfig(), gpt2, Workers(0, 3)) % 3 == 0
 
