@@ -14,7 +14,7 @@ from torch import Tensor
 from command_line import MissingPackageError, UserError
 from model.config import ModelConfig
 from model.huggingface import split_weights
-from model.layouts.registry import check_exportable, layout_for
+from model.layouts.registry import check_exportable, layout_for, why_not_gguf
 from model.positions import rotary_frequencies
 
 Metadata = Mapping[str, str | int | float | bool | list[str] | list[int] | list[float]]
@@ -38,10 +38,9 @@ def export_gguf(
     Raises UserError naming what llama.cpp has no counterpart for.
     """
     check_exportable(config)
-    if config.feed_forward == "gelu":
-        raise UserError(
-            "this model cannot be exported to GGUF: feed_forward gelu (llama.cpp has its tanh approximation, gelu_tanh)"
-        )
+    reasons = why_not_gguf(config)
+    if reasons:
+        raise UserError(f"this model cannot be exported to GGUF: {'; '.join(reasons)}")
     try:
         import gguf
     except ImportError:

@@ -16,9 +16,11 @@ import torch
 
 from command_line import UserError
 from data.prepare import PreparedCorpus
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.gguf_vocabulary import NoGGUFError, gguf_vocabulary
 from model.config import ModelConfig
 from model.cost import adapter_parameters, block_matrices, count_parameters, training_memory
-from model.layouts.registry import why_not_exportable
+from model.layouts.registry import why_not_exportable, why_not_gguf
 from training.config import TrainConfig
 from training.distributed import Workers
 from training.memory import TooLittleMemoryError, free_memory, sharded_memory, shortage_explained
@@ -80,7 +82,7 @@ class Preflight:
             f"speed       {self.tokens_per_second:,.0f} tokens/s measured",
             f"run         {plan.n_steps:,} steps of {self.batch_tokens:,} tokens = {self.epochs:.1f} epochs, "
             f"finished at about {finish} (in {self.seconds:,.0f} s)",
-            f"export      {_exportable(self.model_config)}",
+            f"export      {_exportable(self.model_config, corpus.tokenizer)}",
         ]
 
     def advice(self) -> list[str]:
@@ -92,13 +94,20 @@ class Preflight:
         )
 
 
-def _exportable(config: ModelConfig) -> str:
-    """Whether other programs can run the model once it is trained, and if not, because of which parts."""
+def _exportable(config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """Which other programs can run the model once it is trained, and if not, because of which parts."""
     obstacles = why_not_exportable(config)
-    if not obstacles:
-        return "possible: python convert.py export --help"
-    parts = ", ".join(obstacle.split(" (")[0] for obstacle in obstacles)
-    return f"not possible: other programs have no {parts}; --preset mini-llama can be exported"
+    if obstacles:
+        parts = ", ".join(obstacle.split(" (")[0] for obstacle in obstacles)
+        return f"not possible: other programs have no {parts}; --preset mini-llama can be exported"
+    obstacles = why_not_gguf(config)
+    try:
+        gguf_vocabulary(tokenizer)
+    except NoGGUFError as error:
+        obstacles.append(error.reason)
+    if obstacles:
+        return f"possible: python convert.py export --to hf; not --to gguf: {'; '.join(obstacles)}"
+    return "possible: python convert.py export --help"
 
 
 def ngram_parameters(config: ModelConfig) -> int:

@@ -21,8 +21,16 @@ _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
+class NoGGUFError(UserError):
+    """llama.cpp has no way to give the ids of a tokenizer; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this tokenizer cannot be exported to GGUF: {reason}")
+        self.reason = reason
+
+
 def gguf_vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Metadata of a GGUF file with which llama.cpp gives the same ids; raises UserError when it has no way to.
+    """Metadata of a GGUF file with which llama.cpp gives the same ids; raises NoGGUFError when it has no way to.
 
     In a text that begins with a space, SentencePiece vocabularies of the newer kind may differ by that space.
     """
@@ -73,11 +81,11 @@ def _tokens(vocab: dict[str, int], spec: dict[str, Any], vocab_size: int) -> tup
 def _byte_level(spec: dict[str, Any]) -> dict[str, Any]:
     name, model = pattern_name(spec), spec["model"]
     if name is None or spec.get("normalizer") is not None:
-        raise UserError("this tokenizer cannot be exported to GGUF: llama.cpp splits texts otherwise")
+        raise NoGGUFError("llama.cpp splits texts otherwise")
     pre = _PRE_TOKENIZERS[name]
     unmerged = _unmerged(spec)
     if unmerged and model.get("ignore_merges") and pre != "llama-bpe":
-        raise UserError(f"this tokenizer cannot be exported to GGUF: no merge leads to its token {unmerged[0]!r}")
+        raise NoGGUFError(f"no merge leads to its token {unmerged[0]!r}")
     return {"model": "gpt2", "pre": pre}
 
 
@@ -87,7 +95,7 @@ def _sentencepiece(spec: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     order = list(dict.fromkeys(left + right for left, right in merges))
     is_exact = model.get("byte_fallback") and not _unmerged(spec)
     if not is_exact or not merges_equal_ranks(order, merges, ignore_merges=False):
-        raise UserError("this tokenizer cannot be exported to GGUF: scores cannot say in which order it merges")
+        raise NoGGUFError("scores cannot say in which order it merges")
     scores = [0.0] * vocab_size
     for rank, token in enumerate(order):
         scores[model["vocab"][token]] = float(-rank)
@@ -108,8 +116,5 @@ def _ascii_as_bytes(vocab: dict[str, int]) -> dict[str, int]:
     printable = {value: character for character, value in byte_of_printable().items()}
     longer = [character for character in vocab if not character.isascii()]
     if longer:
-        raise UserError(
-            f"this char tokenizer cannot be exported to GGUF: llama.cpp has no single token for {longer[0]!r}; "
-            "train with --tokenizer byte or bpe:N"
-        )
+        raise NoGGUFError(f"llama.cpp has no single token for {longer[0]!r}; train with --tokenizer byte or bpe:N")
     return {token if token == END_OF_TEXT else printable[ord(token)]: token_id for token, token_id in vocab.items()}

@@ -36,6 +36,13 @@ def why_not_exportable(config: ModelConfig) -> list[str]:
     return reasons
 
 
+def why_not_gguf(config: ModelConfig) -> list[str]:
+    """What keeps a model that transformers opens from llama.cpp: one reason a part, none when nothing does."""
+    if config.feed_forward == "gelu":
+        return ["feed_forward gelu (llama.cpp has its tanh approximation, gelu_tanh)"]
+    return []
+
+
 def check_exportable(config: ModelConfig) -> None:
     """Raise UserError naming each part of a model that has no counterpart outside, and the presets that have."""
     reasons = why_not_exportable(config)

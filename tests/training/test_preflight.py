@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from command_line import UserError
 from data.prepare import PreparedCorpus
+from data.tokenizers.registry import build_tokenizer
 from model.config import ModelConfig, preset_config
 from model.cost import count_parameters
 from tests.training.conftest import PLAN, TINY_MODEL
@@ -90,6 +92,35 @@ def test_whether_the_model_can_be_exported_is_said_before_training(
     preflight = Preflight(PLAN, config, corpus, memory_bytes=0, tokens_per_second=1.0, seconds=1.0)
     (said,) = [said for said in preflight.lines() if said.startswith("export")]
     assert said.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "line"),
+    [
+        ("abc", {}, "export      possible: python convert.py export --help"),
+        (
+            "abc 从前",
+            {},
+            "export      possible: python convert.py export --to hf; not --to gguf: llama.cpp has no single token for "
+            "'从'; train with --tokenizer byte or bpe:N",
+        ),
+        (
+            "abc",
+            {"feed_forward": "gelu"},
+            "export      possible: python convert.py export --to hf; not --to gguf: feed_forward gelu (llama.cpp has "
+            "its tanh approximation, gelu_tanh)",
+        ),
+    ],
+)
+def test_what_only_llama_cpp_cannot_run_is_said_before_training(
+    text: str, overrides: dict[str, Any], line: str, corpus: PreparedCorpus
+) -> None:
+    tokenizer = build_tokenizer("char", lambda: iter([text]), len(text))
+    config = preset_config("gpt2", vocab_size=16, n_layer=1, n_embd=16, n_head=2, context_length=16, **overrides)
+    preflight = Preflight(
+        PLAN, config, dataclasses.replace(corpus, tokenizer=tokenizer), memory_bytes=0, tokens_per_second=1.0, seconds=1
+    )
+    assert line in preflight.lines()
 
 
 def test_measuring_touches_neither_the_random_state_nor_a_file(corpus: PreparedCorpus, tmp_path: Path) -> None:
