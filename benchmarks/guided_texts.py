@@ -166,6 +166,6 @@ def guide_scores(path: Path, generator: TextGenerator, token_ids: Sequence[Seque
 def as_results(texts: Texts) -> list[Result]:
     """The same as finished samples of the text generator."""
     return [
-        Result(number, "", text, "", ids, [], [])
+        Result(number, "", text, "", ids, [])
         for number, (text, ids) in enumerate(zip(texts.texts, texts.token_ids, strict=True))
     ]

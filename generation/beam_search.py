@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from command_line import UserError
 from data.tokenizers.base import Tokenizer
 from generation.config import SamplingConfig
 from generation.context_window import ContextWindow
-from generation.decoding import Row
+from generation.decoding import Row, most_probable_tokens
 from generation.logits_processors.base import LogitsProcessor
-from generation.stopping import MAX_NEW_TOKENS, NO_CANDIDATE, StoppingCriterion, TimeLimit
+from generation.stopping import MAX_NEW_TOKENS, NO_CANDIDATE, Limit, StoppingCriterion, TimeLimit, reached_reason
 from generation.text_generator import Result, TextGenerator
 
 
@@ -33,6 +34,8 @@ class Hypothesis:
     """Log-probability of its tokens behind all processors, in nats."""
     log_probabilities: tuple[float, ...] = ()
     """Of each token, under the model before any processor."""
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each token the model's most probable ones there with their probabilities."""
     parent: int = 0
     """The place of the beginning that it carries on, among those that went on in the step before."""
 
@@ -45,24 +48,40 @@ def search_beams(
     *,
     processors: Sequence[LogitsProcessor] = (),
     criteria: Sequence[StoppingCriterion] = (),
+    limits: Sequence[Limit] = (),
+    n_alternatives: int = 0,
 ) -> list[Result]:
     """The `num_samples` most probable texts that `n_beams` beams find for each prompt, the best one first.
 
     Nothing is drawn and the temperature is not used. The score of a text is the sum of its log-probabilities, so
     short texts are favoured; `min_new_tokens` counters that. A processor of your own must not remember rows, which
-    change places here. Raises UserError for more samples than beams.
+    change places here. A limit that is reached leaves the best texts so far. Raises UserError for more samples than
+    beams.
     """
     if sampling.num_samples > n_beams:
         raise UserError(f"--num-samples ({sampling.num_samples}) must not be above --beams ({n_beams})")
     sampling = dataclasses.replace(sampling, temperature=0.0)
     results: list[Result] = []
+    rules: dict[str, Any] = {"processors": processors, "criteria": criteria, "n_alternatives": n_alternatives}
     for prompt in prompts:
-        beams = _search(generator, prompt, sampling, n_beams, processors, criteria)
-        for beam in beams[: sampling.num_samples]:
-            row, log_probabilities = beam.row, list(beam.log_probabilities)
-            sample = len(results)
-            results.append(Result(sample, prompt, row.text, row.reason or "", row.token_ids, log_probabilities, []))
+        if reached_reason(limits) is not None:
+            break
+        beams = _search(generator, prompt, sampling, n_beams, limits=limits, **rules)
+        results += [_result(len(results) + n, prompt, beam) for n, beam in enumerate(beams[: sampling.num_samples])]
     return results
+
+
+def _result(sample: int, prompt: str, beam: Hypothesis) -> Result:
+    return Result(
+        sample=sample,
+        prompt=prompt,
+        text=beam.row.text,
+        reason=beam.row.reason or "",
+        token_ids=beam.row.token_ids,
+        log_probabilities=list(beam.log_probabilities),
+        alternatives=list(beam.alternatives),
+        traces=[],
+    )
 
 
 @torch.inference_mode()
@@ -71,36 +90,45 @@ def _search(
     prompt: str,
     sampling: SamplingConfig,
     n_beams: int,
+    *,
     processors: Sequence[LogitsProcessor],
     criteria: Sequence[StoppingCriterion],
+    limits: Sequence[Limit],
+    n_alternatives: int,
 ) -> list[Hypothesis]:
     """The beams of one prompt at the end, the best one first."""
-    time_limit = TimeLimit(sampling.time_limit_seconds or math.inf)
+    limits = [*limits, TimeLimit(sampling.time_limit_seconds or math.inf)]
     window = ContextWindow(generator.model.eval(), [generator.encode_prompt(prompt)], [0], sampling)
     beams = [Hypothesis(Row(0, generator.tokenizer, sampling, begins_text=not prompt, keep_text=True))]
-    logits = window.start()
+    logits, limit = window.start(), None
     for _ in range(sampling.max_new_tokens):
         # Fresh ones for every step: those that remember their rows would take one beam for another.
         chain = generator.build_chain(sampling, processors)
         chain.read_from(window, generator.checkpoint_sha256)
         processed = chain(window.token_ids, logits, window.prompt_lengths)
-        beams = _grow(beams, logits, processed, n_beams, generator.tokenizer)
+        beams = _grow(beams, logits, processed, n_beams, generator.tokenizer, n_alternatives)
         _ask(criteria, beams)
         going_on = [beam for beam in beams if beam.row.reason is None]
         # A longer text is never more probable, so whole ones at the top stay there.
         is_decided = all(beam.row.reason is not None for beam in beams[: sampling.num_samples])
-        if is_decided or not going_on or time_limit.reached:
+        limit = reached_reason(limits)
+        if is_decided or not going_on or limit is not None:
             break
         window.keep_rows([beam.parent for beam in going_on])
         logits = window.step(torch.tensor([beam.row.token_ids[-1] for beam in going_on], device=window.device))
     for beam in beams:
         if beam.row.reason is None:
-            beam.row.finish(TimeLimit.reason if time_limit.reached else MAX_NEW_TOKENS)
+            beam.row.finish(limit or MAX_NEW_TOKENS)
     return beams
 
 
 def _grow(
-    beams: Sequence[Hypothesis], logits: Tensor, processed: Tensor, n_beams: int, tokenizer: Tokenizer
+    beams: Sequence[Hypothesis],
+    logits: Tensor,
+    processed: Tensor,
+    n_beams: int,
+    tokenizer: Tokenizer,
+    n_alternatives: int = 0,
 ) -> list[Hypothesis]:
     """The n best of all whole texts and all continuations of the others.
 
@@ -113,12 +141,16 @@ def _grow(
     totals = scores.unsqueeze(1) + log_shares.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # (B, V)
     best = totals.flatten().topk(min(n_beams, totals.numel()))
     under_model = logits.log_softmax(dim=-1)
+    favourites = most_probable_tokens(under_model, n_alternatives)
 
     def carry_on(place: int, score: float) -> Hypothesis:
         parent, token = divmod(place, logits.shape[1])
-        row = copy.deepcopy(live[parent].row, {id(tokenizer): tokenizer})  # all but the tokenizer
+        before = live[parent]
+        row = copy.deepcopy(before.row, {id(tokenizer): tokenizer})  # all but the tokenizer
         row.take(token)
-        return Hypothesis(row, score, (*live[parent].log_probabilities, float(under_model[parent, token])), parent)
+        log_probabilities = (*before.log_probabilities, float(under_model[parent, token]))
+        alternatives = (*before.alternatives, favourites[parent]) if favourites else ()
+        return Hypothesis(row, score, log_probabilities, alternatives, parent)
 
     whole = [beam for beam in beams if beam.row.reason is not None]
     continued = zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -16,13 +16,14 @@ from generation.stopping import (
     END_OF_TEXT,
     MAX_NEW_TOKENS,
     NO_CANDIDATE,
+    Limit,
     LineLimit,
     SentenceLimit,
     StoppingCriterion,
     StopStrings,
     TextLimit,
     TextLimits,
-    TimeLimit,
+    reached_reason,
 )
 from generation.text_stream import TextStream
 from generation.trace import StepTrace, Tracer
@@ -42,6 +43,8 @@ class Piece:
     """Natural logarithm of the probability that the model itself gave to the token, before any processor."""
     reason: str | None = None
     """Why the sample ends with this piece; None while it goes on."""
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """The model's most probable tokens with their probabilities, as many as asked for."""
     trace: StepTrace | None = None
     """How the token was chosen, when asked for."""
 
@@ -106,12 +109,13 @@ def decode(
     sampling: SamplingConfig,
     chain: ProcessorChain,
     criteria: Sequence[StoppingCriterion] = (),
-    time_limit: TimeLimit | None = None,
-    n_alternatives: int | None = None,
+    limits: Sequence[Limit] = (),
+    n_alternatives: int = 0,
+    explain: bool = False,
 ) -> Iterator[Piece]:
     """Draw the samples that stand in the rows of `window`, one token per row and step, until every row has ended.
 
-    With `n_alternatives`, every piece carries a trace of its step that lists so many of the model's favourites.
+    Every piece lists `n_alternatives` of the model's favourites, with `explain` a trace of its step too.
     """
     if sampling.max_new_tokens == 0:
         yield from (Piece(sample, "", None, None, MAX_NEW_TOKENS) for sample in samples)
@@ -128,11 +132,9 @@ def decode(
         for sample, is_empty in zip(samples, are_empty, strict=True)
     ]
     for step in range(sampling.max_new_tokens):
-        tracer = Tracer(n_alternatives) if n_alternatives is not None else None
-        drawn = _choose(window, logits, chain, numbers, step, tracer)
-        end = MAX_NEW_TOKENS if step == sampling.max_new_tokens - 1 else None
-        if time_limit is not None and time_limit.reached:
-            end = end or time_limit.reason
+        tracer = Tracer(n_alternatives) if explain else None
+        drawn = _choose(window, logits, chain, numbers, step, n_alternatives, tracer)
+        end = MAX_NEW_TOKENS if step == sampling.max_new_tokens - 1 else reached_reason(limits)
         yield from _take(rows, drawn, criteria, end)
         going_on = [index for index, row in enumerate(rows) if row.reason is None]
         if not going_on:
@@ -156,6 +158,7 @@ class _Drawn:
     """(B,), NO_CANDIDATE where all are banned."""
     log_probabilities: Tensor
     """Under the model, (B,)."""
+    alternatives: list[tuple[tuple[int, float], ...]] | None
     traces: list[StepTrace] | None
 
 
@@ -166,6 +169,7 @@ def _choose(
     chain: ProcessorChain,
     numbers: UniformNumbers | None,
     step: int,
+    n_alternatives: int,
     tracer: Tracer | None,
 ) -> _Drawn:
     """Draw the token of each row from the model's logits (B, V); the best ones when there are no random numbers."""
@@ -179,7 +183,16 @@ def _choose(
     chosen = most_probable(processed) if numbers is None else draw(processed, numbers.at(step))
     of_chosen = log_probabilities.gather(1, chosen.clamp(min=0).unsqueeze(1)).squeeze(1)
     traces = tracer.finish(logits, processed, chosen, greedy=numbers is None) if tracer else None
-    return _Drawn(chosen, of_chosen, traces)
+    return _Drawn(chosen, of_chosen, most_probable_tokens(log_probabilities, n_alternatives), traces)
+
+
+def most_probable_tokens(log_probabilities: Tensor, n: int) -> list[tuple[tuple[int, float], ...]] | None:
+    """The n most probable tokens of each row of (B, V) with their probabilities, the best first; None for n = 0."""
+    if n == 0:
+        return None
+    best = log_probabilities.topk(min(n, log_probabilities.shape[1]), dim=-1)
+    of_rows = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    return [tuple(zip(tokens, shares, strict=True)) for tokens, shares in of_rows]
 
 
 def _take(
@@ -205,5 +218,6 @@ def _take(
             tokens[index] if has_token else None,
             log_probabilities[index] if has_token else None,
             row.reason,
+            drawn.alternatives[index] if drawn.alternatives else (),
             drawn.traces[index] if drawn.traces else None,
         )

@@ -9,9 +9,10 @@ from command_line import ArgumentParser, UserError, add_options, closest, flag_n
 from generation.config import SamplingConfig
 from generation.decoding import Piece
 from generation.inspection import Colours, format_trace
+from generation.interruption import Interruption
 from generation.logits_processors.base import LogitsProcessor
 from generation.output import notify, write_text
-from generation.stopping import StoppingCriterion
+from generation.stopping import Limit, StoppingCriterion
 from generation.text_generator import TextGenerator
 
 HELP = """\
@@ -90,21 +91,24 @@ class Session:
         # A retry draws the same step with other random numbers: those of the next seed.
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed + self._n_retries) % 2**63)
         try:
-            for piece in self._stream(sampling):
-                self._pieces.append(piece)
-                self._write(piece.text)
-                self.text += piece.text
+            with Interruption() as interruption:
+                for piece in self._stream(sampling, interruption):
+                    self._pieces.append(piece)
+                    self._write(piece.text)
+                    self.text += piece.text
         except KeyboardInterrupt:
             self._write(" (stopped)")
         self._write("\n")
 
-    def _stream(self, sampling: SamplingConfig) -> Iterable[Piece]:
+    def _stream(self, sampling: SamplingConfig, limit: Limit) -> Iterable[Piece]:
         return self.generator.stream(
             self._before_reply,
             sampling,
             processors=self._processors,
             criteria=self._criteria,
+            limits=[limit],
             n_alternatives=N_ALTERNATIVES,
+            explain=True,
         )
 
     def _explanation(self) -> str:

@@ -16,6 +16,7 @@ from generation.extensions import load_extension
 from generation.guidance_config import GuidanceConfig
 from generation.inspection import next_tokens
 from generation.interactive import Session, run_session
+from generation.interruption import Interruption
 from generation.logits_processors.base import LogitsProcessor
 from generation.output import have_one_target, notify, write_samples, write_text
 from generation.plots import plot_next_token
@@ -82,23 +83,23 @@ class Program:
             reports.print_next_tokens(found, self.generator, as_json=self.request.config.json)
 
     def _write_json(self) -> None:
-        for result in self._results():
-            reports.print_json_sample(
-                result, self.generator, self.request.sampling, self._order, with_steps=self.request.config.explain
-            )
+        config, sampling = self.request.config, self.request.sampling
+        with Interruption() as interruption:
+            for result in self._results(interruption, config.alternatives):
+                reports.print_json_sample(result, self.generator, sampling, self._order, config)
 
-    def _results(self) -> list[Result]:
+    def _results(self, interruption: Interruption, n_alternatives: int = 0) -> list[Result]:
         """All texts at their end, by the strategy that was asked for."""
         request, config = self.request, self.request.config
-        rules: dict[str, Any] = {"processors": self.processors, "criteria": self.criteria}
+        rules: dict[str, Any] = {"processors": self.processors, "criteria": self.criteria, "limits": [interruption]}
+        rules["n_alternatives"] = n_alternatives
         if config.beams is not None:
             return search_beams(self.generator, request.prompts, request.sampling, config.beams, **rules)
-        rules["n_alternatives"] = self._n_alternatives
         if config.best_of is not None:
             return draw_best(
                 self.generator, request.prompts, request.sampling, config.best_of, score=self.score, **rules
             )
-        return self.generator.generate(request.prompts, request.sampling, **rules)
+        return self.generator.generate(request.prompts, request.sampling, explain=config.explain, **rules)
 
     def _write_texts(self) -> None:
         pieces = self._stream()
@@ -131,21 +132,21 @@ class Program:
 
     def _stream(self) -> Iterator[Piece]:
         config = self.request.config
-        if config.beams is not None or config.best_of is not None:
-            # Which text it will be is known at the end.
-            return (Piece(n, result.text, None, None, result.reason) for n, result in enumerate(self._results()))
-        return self.generator.stream(
-            self.request.prompts,
-            self.request.sampling,
-            processors=self.processors,
-            criteria=self.criteria,
-            n_alternatives=self._n_alternatives,
-        )
-
-    @property
-    def _n_alternatives(self) -> int | None:
-        config = self.request.config
-        return config.alternatives if config.explain or (config.json and config.alternatives) else None
+        with Interruption() as interruption:
+            if config.beams is not None or config.best_of is not None:
+                # Which text it will be is known at the end.
+                for number, result in enumerate(self._results(interruption)):
+                    yield Piece(number, result.text, None, None, result.reason)
+                return
+            yield from self.generator.stream(
+                self.request.prompts,
+                self.request.sampling,
+                processors=self.processors,
+                criteria=self.criteria,
+                limits=[interruption],
+                n_alternatives=config.alternatives if config.explain else 0,
+                explain=config.explain,
+            )
 
     @property
     def _order(self) -> str:

@@ -50,30 +50,31 @@ def _read_stdin() -> str:
 def write_samples(pieces: Iterable["Piece"], prompts: Sequence[str], num_samples: int, write: Write) -> None:
     """Print every prompt with its continuation, sample by sample in their order, while all of them stream.
 
-    The first unfinished sample is shown as it grows; the pieces of later ones wait for their turn. Ctrl-C leaves what
-    was printed and ends its line.
+    The first unfinished sample is shown as it grows; the pieces of later ones wait for their turn. A sample of which
+    no piece comes, because Ctrl-C came before, is not shown.
     """
-    n_samples = len(prompts) * num_samples
-    waiting: list[list[str]] = [[prompts[sample // num_samples]] for sample in range(n_samples)]
-    ended = [False] * n_samples
+    waiting: dict[int, list[str]] = {}
+    ended: set[int] = set()
     shown = 0
     line_ended = True
     try:
         for piece in pieces:
-            waiting[piece.sample].append(piece.text)
-            ended[piece.sample] = piece.reason is not None
+            waiting.setdefault(piece.sample, [prompts[piece.sample // num_samples]]).append(piece.text)
+            if piece.reason is not None:
+                ended.add(piece.sample)
             # Samples that ended while an earlier one went on come out together with its end.
-            while shown < n_samples:
+            while shown in waiting:
                 text = "".join(waiting[shown])
                 waiting[shown] = []
                 if text:
                     write(text)
                     line_ended = text.endswith("\n")
-                if not ended[shown]:
+                if shown not in ended:
                     break
                 if not line_ended:
                     write("\n")
                 line_ended = True
+                del waiting[shown]
                 shown += 1
     except KeyboardInterrupt:
         if not line_ended:

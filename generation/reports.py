@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from command_line import config_to_dict
-from generation.config import SamplingConfig
+from generation.config import GenerateConfig, SamplingConfig
 from generation.decoding import Piece
 from generation.inspection import Colours, NextTokens, format_next_tokens, format_trace, token_text
 from generation.output import json_line
@@ -16,11 +16,11 @@ from generation.trace import Alternative, StepTrace
 
 
 def print_json_sample(
-    result: Result, generator: TextGenerator, sampling: SamplingConfig, order: str, *, with_steps: bool
+    result: Result, generator: TextGenerator, sampling: SamplingConfig, order: str, config: GenerateConfig
 ) -> None:
     """One sample as one JSON object on stdout: text, why it ended, tokens, and what is needed to draw it again.
 
-    `with_steps` adds everything that `--explain` prints.
+    With `--explain`, everything that it prints is there too.
     """
     tokenizer = generator.tokenizer
     values: dict[str, Any] = {
@@ -33,9 +33,13 @@ def print_json_sample(
         "tokens": [token_text(tokenizer, token) for token in result.token_ids],
         "log_probabilities": result.log_probabilities,
     }
-    if result.traces:
-        values["top_alternatives"] = [_likely_tokens(trace, generator) for trace in result.traces]
-    if with_steps:
+    if config.alternatives:
+        # Short enough to stand beside each token.
+        values["top_alternatives"] = [
+            {token_text(tokenizer, token): float(f"{probability:.6g}") for token, probability in of_token}
+            for of_token in result.alternatives
+        ]
+    if config.explain:
         values["steps"] = [_json_step(trace, generator) for trace in result.traces]
     values |= {
         "processors": order,
@@ -43,14 +47,6 @@ def print_json_sample(
         "checkpoint_sha256": generator.checkpoint_sha256,
     }
     print(json_line(values), flush=True)
-
-
-def _likely_tokens(trace: StepTrace, generator: TextGenerator) -> dict[str, float]:
-    """The model's most probable tokens of a step and their probabilities, short enough to stand beside each token."""
-    return {
-        token_text(generator.tokenizer, token.token_id): float(f"{token.probability:.6g}")
-        for token in trace.alternatives
-    }
 
 
 def print_next_tokens(found: NextTokens, generator: TextGenerator, *, as_json: bool) -> None:

@@ -1,8 +1,8 @@
 """When a text ends, and why: every criterion names its reason, every row ends for itself.
 
-Two kinds. A `TextLimit` works on the text of one row as it streams and cuts it exactly where it should end, however
+Three kinds. A `TextLimit` works on the text of one row as it streams and cuts it exactly where it should end, however
 the tokens fall; what might still turn out to lie behind the cut is held back. A `StoppingCriterion` is written by the
-user: it sees all rows and says which of them end after the token just drawn.
+user: it sees all rows and says which of them end after the token just drawn. A `Limit`, such as the time, ends all.
 """
 
 import time
@@ -27,6 +27,17 @@ class StoppingCriterion(Protocol):
         ...
 
 
+class Limit(Protocol):
+    """Ends all rows at once, whatever they have come to."""
+
+    reason: str
+
+    @property
+    def reached(self) -> bool:
+        """Asked after every step."""
+        ...
+
+
 class TimeLimit:
     """Ends all rows once the time is up, counted in seconds from its creation."""
 
@@ -39,6 +50,11 @@ class TimeLimit:
     def reached(self) -> bool:
         """Whether the time is up."""
         return time.monotonic() >= self._end
+
+
+def reached_reason(limits: Sequence[Limit]) -> str | None:
+    """Why all rows end now, by the first limit that is reached; None while none is."""
+    return next((limit.reason for limit in limits if limit.reached), None)
 
 
 class TextLimit(Protocol):

@@ -6,7 +6,7 @@ criterion names its reason (`stopping`); `decoding` is the loop.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from generation.context_window import ContextWindow
 from generation.decoding import Piece, decode
 from generation.logits_processors.base import LogitsProcessor, ProcessorChain
 from generation.logits_processors.from_config import processors_from_config
-from generation.stopping import StoppingCriterion, TimeLimit
+from generation.stopping import Limit, StoppingCriterion, TimeLimit, reached_reason
 from generation.trace import StepTrace
 from model.decoding_kernels import use_decoding_kernels
 from model.gpt import GPT
@@ -42,7 +42,9 @@ class Result:
     """All tokens drawn, also those of the stop string and the end-of-text token that the text no longer holds."""
     log_probabilities: list[float]
     """Of each token, under the model before any processor, in nats."""
-    traces: list[StepTrace]
+    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    """For each token the model's most probable ones there with their probabilities, as many as asked for."""
+    traces: list[StepTrace] = field(default_factory=list)
     """How each token was chosen, when asked for."""
 
 
@@ -104,14 +106,25 @@ class TextGenerator:
         *,
         processors: Sequence[LogitsProcessor] = (),
         criteria: Sequence[StoppingCriterion] = (),
-        n_alternatives: int | None = None,
+        limits: Sequence[Limit] = (),
+        n_alternatives: int = 0,
+        explain: bool = False,
     ) -> list[Result]:
-        """The finished samples of all prompts, in their order: `num_samples` for each prompt."""
+        """The finished samples of all prompts, in their order: `num_samples` for each prompt.
+
+        Those that a limit of yours kept from beginning are left out. All options are those of `stream`.
+        """
         sampling = sampling or SamplingConfig()
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         pieces: list[list[Piece]] = [[] for _ in range(len(prompts) * sampling.num_samples)]
         for piece in self.stream(
-            prompts, sampling, processors=processors, criteria=criteria, n_alternatives=n_alternatives
+            prompts,
+            sampling,
+            processors=processors,
+            criteria=criteria,
+            limits=limits,
+            n_alternatives=n_alternatives,
+            explain=explain,
         ):
             pieces[piece.sample].append(piece)
         return [
@@ -122,9 +135,11 @@ class TextGenerator:
                 reason=of_sample[-1].reason or "",
                 token_ids=[piece.token_id for piece in of_sample if piece.token_id is not None],
                 log_probabilities=[p.log_probability for p in of_sample if p.log_probability is not None],
+                alternatives=[piece.alternatives for piece in of_sample if piece.token_id is not None],
                 traces=[piece.trace for piece in of_sample if piece.trace is not None],
             )
             for sample, of_sample in enumerate(pieces)
+            if of_sample
         ]
 
     def stream(
@@ -134,22 +149,27 @@ class TextGenerator:
         *,
         processors: Sequence[LogitsProcessor] = (),
         criteria: Sequence[StoppingCriterion] = (),
-        n_alternatives: int | None = None,
+        limits: Sequence[Limit] = (),
+        n_alternatives: int = 0,
+        explain: bool = False,
     ) -> Iterator[Piece]:
         """The pieces of all samples as they are drawn; `batch_size` of them run side by side, row by row to their end.
 
-        `processors` and `criteria` of your own join those that the config asks for. With `n_alternatives`, every
-        piece carries a trace of its step with so many of the model's favourites.
+        `processors` and `criteria` of your own join those that the config asks for; `limits` of your own end all that
+        has begun and let nothing more begin. Every piece lists `n_alternatives` of the model's favourites, and with
+        `explain` it carries a trace of its step.
         """
         sampling = sampling or SamplingConfig()
         prompt_ids = [self.encode_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         seconds = sampling.time_limit_seconds
-        time_limit = TimeLimit(seconds) if seconds is not None else None
+        all_limits = [*limits, *([TimeLimit(seconds)] if seconds is not None else [])]
         n_samples = len(prompt_ids) * sampling.num_samples
         was_training = self.model.training
         self.model.eval()
         try:
             for first in range(0, n_samples, sampling.batch_size):
+                if reached_reason(limits) is not None:
+                    return
                 samples = range(first, min(first + sampling.batch_size, n_samples))
                 of_prompt = [sample // sampling.num_samples for sample in samples]
                 window = ContextWindow(self.model, prompt_ids, of_prompt, sampling)
@@ -157,7 +177,7 @@ class TextGenerator:
                 chain = self.build_chain(sampling, processors)
                 chain.read_from(window, self.checkpoint_sha256)
                 yield from decode(
-                    window, samples, self.tokenizer, sampling, chain, criteria, time_limit, n_alternatives
+                    window, samples, self.tokenizer, sampling, chain, criteria, all_limits, n_alternatives, explain
                 )
         finally:
             self.model.train(was_training)

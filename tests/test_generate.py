@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,23 @@ def test_json_lists_the_most_probable_tokens_of_every_step(generate: Generate) -
     assert "steps" not in sample
     (sample,) = (json.loads(line) for line in generate(*words, "--alternatives", "0")[1].splitlines())
     assert "top_alternatives" not in sample
+
+
+def test_json_lists_them_for_beams_and_the_best_of_n_too(generate: Generate) -> None:
+    words = ["--prompt", "a", "--max-new-tokens", "3", "--json", "--alternatives", "2"]
+    for more in (["--beams", "3"], ["--best-of", "3"]):
+        (sample,) = (json.loads(line) for line in generate(*words, *more)[1].splitlines())
+        assert [len(step) for step in sample["top_alternatives"]] == [2] * len(sample["tokens"])
+        for token, log_probability, step in zip(
+            sample["tokens"], sample["log_probabilities"], sample["top_alternatives"], strict=True
+        ):
+            assert max(step.values()) >= math.exp(log_probability) * (1 - 1e-5)
+            assert step.get(token, math.exp(log_probability)) == pytest.approx(math.exp(log_probability), rel=1e-4)
+
+
+def test_plain_json_does_not_watch_the_stages(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.trace.Tracer.observe", pytest.fail)
+    assert generate("--prompt", "a", "--max-new-tokens", "3", "--json")[0] == 0
 
 
 def test_samples_of_several_prompts_come_out_whole_and_in_order(generate: Generate) -> None:
@@ -269,6 +286,68 @@ def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_130(checkpoint: Pa
     assert shown.startswith(b"go ")
     assert (shown + out).endswith(b"\n")
     assert err == b"generate.py: interrupted\n"
+
+
+@pytest.fixture
+def ctrl_c(tmp_path: Path) -> Iterator[list[str]]:
+    """Flags that press Ctrl-C when the first row has five tokens, so that the sixth is the last."""
+    # A shell lets what it starts in the background ignore SIGINT, and a suite that was started so hands that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    path = tmp_path / "press.py"
+    path.write_text(
+        "import signal\n"
+        "class CtrlC:\n"
+        "    reason = 'never'\n"
+        "    def __call__(self, token_ids, texts):\n"
+        "        if len(token_ids[0]) == 5:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "        return [False] * len(texts)\n"
+    )
+    yield ["--criterion", f"{path}:CtrlC"]
+    signal.signal(signal.SIGINT, before)
+
+
+SIX = ("--prompt", "go ", "--prompt", "on ", "--num-samples", "2", "--no-valid-utf8", "--suppress-tokens", "10")
+
+
+def test_ctrl_c_prints_what_every_sample_has_so_far(generate: Generate, ctrl_c: list[str]) -> None:
+    expected = generate(*SIX, "--max-new-tokens", "6")[1]
+    assert len(set(expected.split("\n"))) == 5  # four lines and the empty end
+    assert generate(*SIX, *ctrl_c) == (130, expected, "generate.py: interrupted\n")
+    # What has not begun is not shown: here the second prompt.
+    first_two = "".join(line + "\n" for line in expected.split("\n")[:2])
+    assert generate(*SIX, *ctrl_c, "--batch-size", "2")[:2] == (130, first_two)
+    code, out, err = generate(*SIX, *ctrl_c, "--explain")
+    assert (code, out, err.count(" · step ")) == (130, expected, 4 * 6)
+
+
+def test_ctrl_c_gives_the_json_of_every_sample_with_the_reason_interrupted(
+    generate: Generate, ctrl_c: list[str]
+) -> None:
+    whole = [json.loads(line)["text"] for line in generate(*SIX, "--json", "--max-new-tokens", "6")[1].splitlines()]
+    code, out, err = generate(*SIX, *ctrl_c, "--json")
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (130, "generate.py: interrupted\n")
+    assert [sample["text"] for sample in samples] == whole
+    assert {sample["reason"] for sample in samples} == {"interrupted"}
+    for strategy in (["--best-of", "3"], ["--beams", "3"]):
+        code, out, _ = generate(*SIX, *ctrl_c, "--json", *strategy, "--batch-size", "6")
+        samples = [json.loads(line) for line in out.splitlines()]
+        # The second prompt has not begun.
+        assert [(sample["prompt"], sample["reason"]) for sample in samples] == [("go ", "interrupted")] * 2
+        assert all(len(sample["tokens"]) in (5, 6) for sample in samples)
+
+
+def test_a_second_ctrl_c_ends_at_once(generate: Generate, tmp_path: Path, ctrl_c: list[str]) -> None:
+    path = tmp_path / "twice.py"
+    path.write_text(
+        (tmp_path / "press.py")
+        .read_text()
+        .replace("(signal.SIGINT)", "(signal.SIGINT)\n" + 12 * " " + "signal.raise_signal(signal.SIGINT)")
+    )
+    code, out, err = generate(*SIX, "--criterion", f"{path}:CtrlC")
+    assert (code, err) == (130, "generate.py: interrupted\n")
+    assert out.count("\n") == 1
 
 
 FOREVER = ("--prompt", "go ", "--temperature", "0", "--max-new-tokens", "100000000")

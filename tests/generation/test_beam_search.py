@@ -172,6 +172,6 @@ def test_the_best_of_n_draws_is_the_one_of_the_highest_score(
 
 
 def test_the_score_of_a_text_is_its_mean_log_probability_and_none_is_worse_than_no_token() -> None:
-    result = Result(0, "", "ab", "max_new_tokens", [0, 1], [-1.0, -2.0], [])
+    result = Result(0, "", "ab", "max_new_tokens", [0, 1], [-1.0, -2.0])
     assert mean_log_probability(result) == -1.5
-    assert mean_log_probability(Result(0, "", "", "no_candidate", [], [], [])) == -math.inf
+    assert mean_log_probability(Result(0, "", "", "no_candidate", [], [])) == -math.inf

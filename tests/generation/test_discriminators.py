@@ -272,7 +272,7 @@ def test_what_the_discriminator_says_stands_beside_both_distributions(generator:
 def test_every_explained_step_shows_what_the_discriminator_said(generator: TextGenerator) -> None:
     guidance = Guidance([Guide(scorer_of(build_discriminator()), 2.0)], 10)
     sampling = SamplingConfig(max_new_tokens=5, temperature=1)
-    (result,) = generator.generate("ab", sampling, processors=[guidance], n_alternatives=257)
+    (result,) = generator.generate("ab", sampling, processors=[guidance], n_alternatives=257, explain=True)
     for trace in result.traces:
         assert trace.stages[-1].candidates_after == 10
         candidates = [token for token in trace.alternatives if token.chance > 0]

@@ -104,7 +104,7 @@ def test_a_trace_tells_what_each_processor_did(generator: TextGenerator) -> None
     settings = SamplingConfig(
         suppress_tokens=(first,), valid_utf8=False, top_k=4, temperature=1, max_new_tokens=1, seed=5
     )
-    (result,) = generator.generate("ab", settings, n_alternatives=3)
+    (result,) = generator.generate("ab", settings, n_alternatives=3, explain=True)
     (trace,) = result.traces
     bans, cut = trace.stages
     assert (bans.stage, bans.candidates_before, bans.candidates_after) == ("bans", 257, 256)
@@ -124,7 +124,7 @@ def test_a_trace_tells_what_each_processor_did(generator: TextGenerator) -> None
 def test_a_trace_as_lines_names_who_took_the_lead_and_colours_only_when_asked(generator: TextGenerator) -> None:
     first = int(model_probabilities(generator, "ab").argmax())
     settings = SamplingConfig(suppress_tokens=(first,), max_new_tokens=1)
-    (piece,) = generator.stream("ab", settings, n_alternatives=2)
+    (piece,) = generator.stream("ab", settings, n_alternatives=2, explain=True)
     plain = format_trace(piece, 1, generator.tokenizer, Colours(False))
     assert f"took the lead from {token_text(generator.tokenizer, first)}" in plain
     assert "\x1b" not in plain
@@ -133,7 +133,7 @@ def test_a_trace_as_lines_names_who_took_the_lead_and_colours_only_when_asked(ge
 
 def test_a_step_without_candidates_is_traced_as_such(generator: TextGenerator) -> None:
     settings = SamplingConfig(suppress_tokens=tuple(range(257)))
-    (piece,) = generator.stream("ab", settings, n_alternatives=2)
+    (piece,) = generator.stream("ab", settings, n_alternatives=2, explain=True)
     assert piece.reason == "no_candidate"
     assert "no candidate is left" in format_trace(piece, 1, generator.tokenizer, Colours(False))
     assert piece.trace is not None
@@ -144,10 +144,10 @@ def test_a_step_without_candidates_is_traced_as_such(generator: TextGenerator) -
 def test_tracing_changes_no_text(build_model: Callable[..., GPT], variant: str) -> None:
     generator = TextGenerator(build_model(variant), ByteTokenizer())
     settings: Any = SamplingConfig(num_samples=3, top_p=0.9, no_repeat_ngram=2, max_new_tokens=30)
-    traced = [result.text for result in generator.generate("a", settings, n_alternatives=1)]
+    traced = [result.text for result in generator.generate("a", settings, explain=True)]
     assert traced == [result.text for result in generator.generate("a", settings)]
 
 
 def test_json_numbers_are_finite(generator: TextGenerator) -> None:
-    (result,) = generator.generate("a", SamplingConfig(top_k=2, max_new_tokens=2), n_alternatives=300)
+    (result,) = generator.generate("a", SamplingConfig(top_k=2, max_new_tokens=2), n_alternatives=300, explain=True)
     json.dumps([vars(stage) for trace in result.traces for stage in trace.stages], allow_nan=False)
