@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.crossing import text_path, train_until
 from benchmarks.measuring import Comparison, Target
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
-from command_line import UserError
 
 PUBLISHED = 1.4697
 """The validation loss in nanoGPT's README, of its configuration for a GPU (10.7M parameters)."""
@@ -18,15 +17,16 @@ def answer(config: BenchmarkConfig) -> Report:
     text = text_path(config.text)
     recipe, goal = ((*RECIPE, "--steps", "20"), 9.0) if config.quick else (RECIPE, PUBLISHED)
     seconds: list[float] = []
+    notes: list[str] = []
     for turn in range(config.turns(1)):
         crossing = train_until("time-to-best", text, goal, *recipe, "--seed", str(1337 + turn))
         print(crossing, flush=True)
         if crossing.seconds is None:
-            raise UserError(
-                f"{PUBLISHED} was not reached: best {crossing.best_nats_per_byte:.4f} nats per byte after "
-                f"{crossing.training_seconds:.0f} s of training"
+            notes.append(
+                f"turn {turn + 1}: never reached, best {crossing.best_nats_per_byte:.4f} nats per byte in "
+                f"{crossing.training_seconds:.0f} s of training; counted as twice the limit"
             )
-        seconds.append(crossing.seconds)
+        seconds.append(crossing.seconds if crossing.seconds is not None else 2 * LIMIT_SECONDS)
     return Report(
         "How soon does a CPU reach nanoGPT's best on tinyshakespeare?",
         [
@@ -35,6 +35,7 @@ def answer(config: BenchmarkConfig) -> Report:
                 Target("at most", 1),
             )
         ],
+        notes,
         facts={"recipe": " ".join(recipe)},
     )  # fmt: skip
 

@@ -1,0 +1,111 @@
+"""Does every part of the default recipe pay? Each is taken out in turn, on the English tales."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from benchmarks.machine import PROJECT
+from benchmarks.measuring import OURS, Comparison, Target
+from benchmarks.report import BenchmarkConfig, Report, run_benchmark
+from command_line import UserError
+
+SHORT, WHOLE = 200, 830
+"""Steps of 2,048 tokens: two epochs, in which parts of the network show, and eight, the default run, in which a text is
+learned by heart."""
+AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the recipe has, and the flags of train.py that take it out."""
+
+    name: str
+    flags: tuple[str, ...]
+    steps: int = SHORT
+
+
+PARTS = (
+    Part("Muon, not AdamW", ("--optimizer", "adamw")),
+    Part("ReLU², not GELU", ("--feed-forward", "gelu")),
+    Part("RMSNorm, not LayerNorm", ("--normalization", "layernorm")),
+    Part("rotary, not learned positions", ("--positions", "learned")),
+    Part("QK-norm", ("--no-qk-norm",)),
+    Part("projections from zero", ("--initialization", "gpt2")),
+    Part("a head of its own", ("--tied-head",)),
+    Part("linear, not cosine schedule", ("--schedule", "cosine")),
+    Part("no n-gram embeddings", ("--bigram-rows", "8192", "--trigram-rows", "8192")),
+    Part("dropout 0.1 over 8 epochs", ("--dropout", "0"), WHOLE),
+    Part("weight decay 1 over 8 epochs", ("--weight-decay", "0.1"), WHOLE),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best validation of a run, and its seconds of training on one thread."""
+
+    bits_per_byte: float
+    seconds: float
+
+
+def train(steps: int, seed: int, flags: tuple[str, ...]) -> Trained:
+    """One run of train.py on one thread; its folder is removed."""
+    from model.checkpoint import read_card
+    from training.metrics import read_metrics
+
+    run = f"benchmark-ablation-{'-'.join(flag.strip('-') for flag in flags) or 'none'}-{steps}-{seed}"
+    folder = PROJECT / "checkpoints" / run
+    words = ["--run", run, "--overwrite", "--steps", str(steps), "--seed", str(seed), "--threads", "1"]
+    words += ["--sample-tokens", "0", "--compile", "off", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    try:
+        if done.returncode:
+            raise UserError(f"train.py {' '.join(words)} failed: {done.stderr.strip().splitlines()[-1:]}")
+        best = read_card(folder / "best.pt")["provenance"]["best_validation"]
+        seconds = max(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{steps} steps, seed {seed}, {' '.join(flags) or OURS}: {best['bits_per_byte']:.4f}", flush=True)
+    return Trained(best["bits_per_byte"], seconds)
+
+
+def answer(config: BenchmarkConfig) -> Report:
+    """Every seed with the whole recipe and with one part less, some runs at once."""
+    seeds = range(1337, 1337 + config.turns(3))
+    parts = [Part(part.name, part.flags, 10) for part in PARTS] if config.quick else PARTS
+    wanted = [*dict.fromkeys(Part(OURS, (), part.steps) for part in parts), *parts]
+    with ThreadPoolExecutor(AT_ONCE) as executor:
+        runs = {
+            (part.flags, part.steps): [executor.submit(train, part.steps, seed, part.flags) for seed in seeds]
+            for part in wanted
+        }
+        trained = {key: [run.result() for run in of_key] for key, of_key in runs.items()}
+    comparisons, seconds = [], {}
+    for part in parts:
+        with_it, without = trained[(), part.steps], trained[part.flags, part.steps]
+        comparisons.append(
+            Comparison(
+                f"tales after {part.steps} steps: {part.name}", "bits per byte", f"without (`{' '.join(part.flags)}`)",
+                [run.bits_per_byte for run in with_it], [run.bits_per_byte for run in without], Target("at most", 1),
+            )
+        )  # fmt: skip
+        seconds[part.name] = [
+            round(run.seconds / other.seconds, 3) for run, other in zip(with_it, without, strict=True)
+        ]
+    return Report(
+        "Does every part of the default recipe pay?",
+        comparisons,
+        [f"{AT_ONCE} runs at a time, each on one thread; equal steps, the time they took is in the facts"],
+        facts={"seconds of training, with the part / without": seconds},
+    )
+
+
+if __name__ == "__main__":
+    run_benchmark("ablations", __doc__, answer)
