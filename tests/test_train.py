@@ -161,7 +161,7 @@ def test_a_text_read_many_times_gets_a_strong_weight_decay_and_dropout(  # type:
     run_train("--data", text, "--run", "decay", "--steps", steps, "--sample-tokens", 0, *TINY_FLAGS)
     saved = torch.load(tmp_path / "checkpoints/decay" / f"step-{steps:06d}.pt", weights_only=True)
     assert saved["training_state"]["train_config"]["weight_decay"] == expected
-    assert saved["model_config"]["dropout"] == (0.2 if expected == 1.0 else 0.0)
+    assert saved["model_config"]["dropout"] == (0.1 if expected == 1.0 else 0.0)
 
 
 def test_fine_tuning_refuses_to_change_the_shape(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -417,7 +417,7 @@ def wait_for_steps(folder: Path, n_steps: int) -> None:
 
 
 def test_a_signal_to_one_process_stops_and_saves_all(folder: Path) -> None:
-    with contextlib.closing(start_script(2, folder, "--steps", 10**6)) as processes:
+    with contextlib.closing(start_script(2, folder, "--steps", 10**6, "--compile", "off")) as processes:
         wait_for_steps(folder, 3)
         os.kill(processes.processes[1].pid or 0, signal.SIGINT)
         assert processes.exit_codes() == [130, 130]
@@ -430,7 +430,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(folder: Path) -> None:
 
 
 def test_a_lost_process_ends_the_others_with_one_line(folder: Path) -> None:
-    with contextlib.closing(start_script(2, folder, "--steps", 10**6)) as processes:
+    with contextlib.closing(start_script(2, folder, "--steps", 10**6, "--compile", "off")) as processes:
         wait_for_steps(folder, 3)
         os.kill(processes.processes[1].pid or 0, signal.SIGKILL)
         assert processes.exit_codes() == [1, -signal.SIGKILL]
