@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from model.durable_files import StorageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 N_TOKENS = 12
 TEMPERATURES = (0.5, 1.0, 2.0)
@@ -35,9 +37,21 @@ _CHINESE_FONTS = (
 
 
 def plot_next_token(generator: TextGenerator, prompt: str, image_path: Path, top_k: int | None = None) -> None:
-    """Draw how temperature and top-k change the distribution of the token after `prompt`, panels side by side.
+    """Write the picture of `next_token_figure` to a file.
 
     Raises MissingPackageError without matplotlib and StorageError when the file cannot be written.
+    """
+    figure = next_token_figure(generator, prompt, top_k)
+    try:
+        figure.savefig(image_path, dpi=120)
+    except OSError as error:
+        raise StorageError("write", image_path, error) from error
+
+
+def next_token_figure(generator: TextGenerator, prompt: str, top_k: int | None = None) -> Figure:
+    """Draw how temperature and top-k change the distribution of the token after `prompt`, panels side by side.
+
+    Raises MissingPackageError without matplotlib.
     """
     try:
         # The object interface: no global figure, and no window system is ever touched.
@@ -52,19 +66,16 @@ def plot_next_token(generator: TextGenerator, prompt: str, image_path: Path, top
         **{f"temperature {t:g}": _distribution(logits, t, None) for t in TEMPERATURES},
         f"temperature 1, then top-k {top_k}": _distribution(logits, 1.0, top_k),
     }
-    families, labels = _readable_labels([token_text(generator.tokenizer, token) for token in tokens.tolist()])
+    families, labels = readable_labels([token_text(generator.tokenizer, token) for token in tokens.tolist()])
     figure = Figure(figsize=(3.2 * len(panels), 4.2), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
     for axes, (title, probabilities) in zip(all_axes, panels.items(), strict=True):
         _draw_bars(axes, title, probabilities[tokens].tolist())
     all_axes[0].set_yticks(range(len(labels)), labels, fontfamily=families)
     all_axes[0].invert_yaxis()
-    (title_families, (shown,)) = _readable_labels([repr(prompt[-60:])])
+    (title_families, (shown,)) = readable_labels([repr(prompt[-60:])])
     figure.suptitle(f"next token after {shown}", fontfamily=title_families)
-    try:
-        figure.savefig(image_path, dpi=120)
-    except OSError as error:
-        raise StorageError("write", image_path, error) from error
+    return figure
 
 
 def _distribution(logits: torch.Tensor, temperature: float, top_k: int | None) -> torch.Tensor:
@@ -85,10 +96,12 @@ def _draw_bars(axes: Axes, title: str, probabilities: Sequence[float]) -> None:
     axes.margins(x=0.35)
 
 
-def _readable_labels(labels: Sequence[str]) -> tuple[list[str], list[str]]:
+def readable_labels(labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Font families that show the labels, and the labels with escapes for what no installed font can show."""
     from matplotlib import font_manager
 
+    # A Chinese font of another weight than "normal" does as well; matplotlib would say so on stderr.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
     families = ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
     shown = {code for name in families for code in font_manager.get_font(installed[name]).get_charmap()}

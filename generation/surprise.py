@@ -10,8 +10,8 @@ from generation.score import Score
 from generation.text_stream import TextStream
 
 # From white to red; 12 bits are what a token of a vocabulary of 4,096 costs without any knowledge.
-_LEVELS = ("#ffffff", "#fff3e6", "#ffe4c4", "#ffd19e", "#ffb878", "#ff9a58", "#fb7a45", "#ef5a3c", "#dc3535")
-_BITS_PER_LEVEL = 1.5
+LEVEL_COLOURS = ("#ffffff", "#fff3e6", "#ffe4c4", "#ffd19e", "#ffb878", "#ff9a58", "#fb7a45", "#ef5a3c", "#dc3535")
+BITS_PER_LEVEL = 1.5
 # Background colours of the 256-colour palette in the same order.
 _TERMINAL = (231, 230, 223, 222, 216, 215, 209, 203, 196)
 
@@ -27,7 +27,7 @@ class Stretch:
     @property
     def level(self) -> int:
         """Surprise on the colour scale."""
-        return min(len(_LEVELS) - 1, int(self.nats / math.log(2) / _BITS_PER_LEVEL))
+        return min(len(LEVEL_COLOURS) - 1, int(self.nats / math.log(2) / BITS_PER_LEVEL))
 
 
 def stretches(score: Score, tokenizer: Tokenizer) -> Iterator[Stretch]:
@@ -47,7 +47,7 @@ def stretches(score: Score, tokenizer: Tokenizer) -> Iterator[Stretch]:
 def terminal_map(score: Score, tokenizer: Tokenizer) -> str:
     """The text with a background colour by surprise (256-colour ANSI), and the scale below."""
     parts = [_paint(stretch.text or "⏎\n", stretch.level) for stretch in stretches(score, tokenizer)]
-    scale = " ".join(_paint(f" {level * _BITS_PER_LEVEL:g} ", level) for level in range(len(_LEVELS)))
+    scale = " ".join(_paint(f" {level * BITS_PER_LEVEL:g} ", level) for level in range(len(LEVEL_COLOURS)))
     return "".join(parts) + f"\nbits of surprise: {scale} and more; ⏎ ends a document"
 
 
@@ -87,11 +87,11 @@ def html_page(score: Score, tokenizer: Tokenizer, name: str) -> str:
         if not stretch.text:
             documents.append(f'<p class="text">{current}</p>')
             current = ""
-    levels = range(len(_LEVELS))
+    levels = range(len(LEVEL_COLOURS))
     return _PAGE.format(
         name=html.escape(name),
-        colours="\n".join(f".s{level} {{ background: {_LEVELS[level]}; }}" for level in levels),
-        scale="".join(f'<span class="s{level}">{level * _BITS_PER_LEVEL:g}</span>' for level in levels),
+        colours="\n".join(f".s{level} {{ background: {LEVEL_COLOURS[level]}; }}" for level in levels),
+        scale="".join(f'<span class="s{level}">{level * BITS_PER_LEVEL:g}</span>' for level in levels),
         perplexity=score.perplexity,
         bits_per_byte=score.bits_per_byte,
         bits_per_character=score.bits_per_character,
