@@ -167,7 +167,7 @@ def bans(generator: TextGenerator) -> Figure:
 @torch.inference_mode()
 def stages(generator: TextGenerator) -> Figure:
     """The distribution of one token behind every stage, a column each."""
-    settings = SamplingConfig(top_k=5, **RULES)
+    settings = SamplingConfig(max_new_tokens=2, top_k=5, **RULES)
     shown = ContextWindow(generator.model.eval(), [generator.encode_prompt(REPETITIVE)], [0], settings)
     logits = shown.start()
     columns = [("the model", logits.softmax(dim=-1)[0])]
