@@ -1,13 +1,16 @@
 """The config.json files that well-known models are published with: read field by field, with the published sizes."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model.config import ModelConfig
 from model.cost import count_parameters
 from model.huggingface import read_config
+from model.layouts.registry import read_model_config
 
 _GPT2: dict[str, Any] = {
     "activation_function": "gelu_new",
@@ -114,3 +117,33 @@ def test_published_config_gives_the_published_number_of_parameters(name: str, tm
     assert layout.architecture == values["architectures"][0]
     assert count_parameters(config) == n_parameters
     assert {field: getattr(config, field) for field in expected} == expected
+
+
+MINIMAL: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 60, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "llama": {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size"), 32),
+        **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 2),
+    },
+}
+
+
+@pytest.mark.parametrize("family", MINIMAL)
+def test_a_field_that_is_left_out_means_what_it_means_in_transformers(family: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    filled = transformers.AutoConfig.for_model(family, **MINIMAL[family]).to_dict()
+    (_, short), (_, full) = (
+        read_model_config(values, "config.json") for values in ({"model_type": family, **MINIMAL[family]}, filled)
+    )
+    assert meaning(short) == meaning(full)
+
+
+def meaning(config: ModelConfig) -> ModelConfig:
+    """A config with its derived widths spelled out, without dropout, which transformers adds where none is named."""
+    return dataclasses.replace(
+        config,
+        n_feed_forward=config.feed_forward_width,
+        n_kv_head=config.key_value_heads,
+        head_width=config.channels_per_head,
+        dropout=0.0,
+    )
