@@ -147,6 +147,8 @@ def training_memory(
     n_muon = (n_adapters or block_matrices(config)) if optimizer == "muon" else 0
     tokens = micro_batch_size * context
     kept = tokens * _kept_per_token(config, context, precision, device)
+    if n_adapters:  # the product of an adapter, until it is added to that of its frozen matrix
+        kept += tokens * _BYTES[precision] * max(_qkv_width(config), config.feed_forward_width)
     # Autocast keeps a bf16 copy of every matrix until the backward pass has used it.
     copies = 2 * (block_matrices(config) + config.vocab_size * config.n_embd) if precision == "bf16" else 0
     # When the optimizer works, the activations are gone: what counts is the larger of the two.

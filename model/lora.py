@@ -29,7 +29,9 @@ class LowRankLinear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        return super().forward(inputs) + self.scale * F.linear(F.linear(inputs, self.lora_a), self.lora_b)
+        # Scaled where it is narrow, added in place: no other tensor of the width of the output.
+        adapted = F.linear(self.scale * F.linear(inputs, self.lora_a), self.lora_b)
+        return super().forward(inputs).add_(adapted)
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, matrices: str) -> None:

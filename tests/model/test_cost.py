@@ -16,6 +16,7 @@ from model.config import PRESETS, ModelConfig, preset_config
 from model.cost import (
     Precision,
     _kept_per_token,
+    adapter_parameters,
     block_matrices,
     count_parameters,
     flops_per_token,
@@ -144,14 +145,18 @@ PEAK_OF_TRAINING = """
 import json, pathlib, sys, torch
 from model.config import ModelConfig, preset_config
 from model.gpt import GPT
+from model.lora import add_adapters
 from training.config import TrainConfig
 from training.optimizers import build_optimizer
+from training.precision import keep_freed_memory
 
 def peak():
     return 1024 * int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 def train(config, batch_size):
     model = GPT(config)
+    if int(sys.argv[6]):
+        add_adapters(model, int(sys.argv[6]), 16.0, "all")
     optimizer = build_optimizer(model, TrainConfig(optimizer=sys.argv[3]))
     tokens = torch.randint(0, config.vocab_size, (batch_size, config.context_length + 1))
     for _ in range(2):
@@ -161,6 +166,7 @@ def train(config, batch_size):
         optimizer.step()
         optimizer.zero_grad()
 
+keep_freed_memory()  # as training does
 train(ModelConfig(vocab_size=50, context_length=16, n_layer=1, n_head=2, n_embd=64), 1)  # loads the libraries
 before = peak()
 train(preset_config(sys.argv[1], **json.loads(sys.argv[5])), int(sys.argv[2]))
@@ -168,27 +174,35 @@ print(peak() - before)
 """
 
 
+slow = pytest.mark.slow
+TWO_LAYERS = {"n_layer": 2, "context_length": 256}
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 @pytest.mark.parametrize(
-    ("preset", "batch_size", "optimizer", "precision", "options"),
+    ("preset", "batch_size", "optimizer", "precision", "options", "rank"),
     [
-        pytest.param("small", 12, "muon", "fp32", {"vocab_size": 2048, "n_layer": 3}, id="small-muon-fp32"),
-        pytest.param("small", 16, "muon", "bf16", {"vocab_size": 2048}, id="small-muon-bf16", marks=pytest.mark.slow),
-        pytest.param("small-llama", 8, "adamw", "fp32", {"vocab_size": 300}, id="llama-adamw", marks=pytest.mark.slow),
+        pytest.param("small", 12, "muon", "fp32", {"vocab_size": 2048, "n_layer": 3}, 0, id="small-muon-fp32"),
         pytest.param(
-            "gpt2", 4, "adamw", "fp32", {"n_layer": 2, "context_length": 256}, id="gpt2-adamw", marks=pytest.mark.slow
+            "small", 12, "muon", "fp32", {"vocab_size": 2048, "n_layer": 3}, 8, id="small-adapters", marks=slow
         ),
+        pytest.param("small", 16, "muon", "bf16", {"vocab_size": 2048}, 0, id="small-muon-bf16", marks=slow),
+        pytest.param("small-llama", 8, "adamw", "fp32", {"vocab_size": 300}, 0, id="llama-adamw", marks=slow),
+        pytest.param("small-llama", 8, "adamw", "fp32", {"vocab_size": 300}, 64, id="llama-adapters", marks=slow),
+        pytest.param("gpt2", 4, "adamw", "fp32", TWO_LAYERS, 0, id="gpt2-adamw", marks=slow),
+        pytest.param("gpt2", 4, "muon", "fp32", TWO_LAYERS, 8, id="gpt2-adapters", marks=slow),
     ],
 )
 def test_predicted_training_memory_is_within_a_fifth_of_the_measured_peak(
-    preset: str, batch_size: int, optimizer: Any, precision: Precision, options: dict[str, Any]
+    preset: str, batch_size: int, optimizer: Any, precision: Precision, options: dict[str, Any], rank: int
 ) -> None:
-    arguments = [preset, str(batch_size), optimizer, precision, json.dumps(options)]
+    arguments = [preset, str(batch_size), optimizer, precision, json.dumps(options), str(rank)]
     run = subprocess.run(
         [sys.executable, "-c", PEAK_OF_TRAINING, *arguments], capture_output=True, text=True, check=True, cwd=PROJECT
     )
     config = preset_config(preset, **options)
-    predicted = training_memory(config, batch_size, config.context_length, optimizer, precision)
+    n_adapters = adapter_parameters(config, rank, "all")
+    predicted = training_memory(config, batch_size, config.context_length, optimizer, precision, n_adapters=n_adapters)
     assert predicted.total == pytest.approx(int(run.stdout), rel=0.2)
 
 
