@@ -19,6 +19,7 @@ This file lies below every room and imports none of them, nor torch, so `--help`
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import math
 import os
@@ -340,8 +341,14 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
     """Run a script's `main` and leave with the exit code that belongs to what happened.
 
     A UserError is printed as one line, unless another process of the same command prints it (`quiet`); a closed pipe
-    (`| head -1`) is no error; anything else is our bug and keeps its traceback.
+    (`| head -1`) is no error, a full disk behind stdout is the user's; anything else is our bug and keeps its
+    traceback.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        # Closed by the caller (`>&-`, a service without a terminal), Python has None there.
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (as long as the program)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character (Windows code pages, LC_ALL=C) shows an escape instead of failing.
         typing.cast(Any, stream).reconfigure(errors="backslashreplace")
@@ -358,6 +365,21 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
             print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Python would complain once more when it flushes the closed stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
+    except OSError as error:
+        # What stdout refuses names no file, unlike the files that a program opens.
+        if error.errno not in _DISK_ERRORS or error.filename is not None:
+            raise
+        advice = "free some space or choose another place"
+        print(f"{program}: cannot write the output: {error.strerror}; {advice}", file=sys.stderr)
+        _abandon_stdout()
+        sys.exit(EXIT_DISK)
     sys.exit(0)
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", None))
+
+
+def _abandon_stdout() -> None:
+    """Python would complain once more when it flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

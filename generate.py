@@ -33,6 +33,7 @@ def main() -> None:
     speech = SpeechConfig(**given_options(arguments, SpeechConfig))
     guidance = GuidanceConfig(**given_options(arguments, GuidanceConfig))
     sampling = SamplingConfig(**given_options(arguments, SamplingConfig))
+    speech.check_beside(config)
     if speech.list_voices:
         print(list_voices())
         return
@@ -44,7 +45,7 @@ def main() -> None:
         card = read_card(checkpoint)
         print(json_line(card) if config.json else format_card(card))
         return
-    prompts = [] if config.interactive else read_prompts(config.prompt)
+    prompts = read_prompts(config.prompt)
 
     # Everything above answers in a blink; torch takes a second to load.
     from generation.modes import Program, Request

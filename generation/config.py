@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from command_line import UserError, check_options, option
+from command_line import UserError, check_options, flag_name, option
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 """Where train.py puts its runs."""
@@ -103,7 +103,7 @@ class SamplingConfig:
 
 def parse_logit_bias(entry: str) -> tuple[int, float]:
     """Token id and number of an `ID:X`; raises UserError when it is none."""
-    match = re.fullmatch(r"([0-9]{1,9}):([+-]?[0-9]{1,6}(\.[0-9]*)?)", entry, re.ASCII)
+    match = re.fullmatch(r"([0-9]{1,9}):([+-]?[0-9]{1,9}(\.[0-9]*)?)", entry, re.ASCII)
     if match is None:
         raise UserError(f"--logit-bias must be a token id and a number such as 42:-1.5, but is {entry!r}")
     return int(match[1]), float(match[2])
@@ -180,7 +180,21 @@ class GenerateConfig:
             raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
         if self.plot is not None and len(self.prompt) > 1:
             raise UserError(f"--plot draws what follows one prompt, but {len(self.prompt)} were given; draw one by one")
+        self._check_modes()
         self._check_strategy()
+
+    def _check_modes(self) -> None:
+        flags = ("info", "show_next", "plot", "interactive")
+        modes = [flag_name(name) for name in flags if getattr(self, name) not in (False, None)]
+        if len(modes) > 1:
+            raise UserError(f"{' and '.join(modes)} are different things to do; give one of them")
+        if self.json and {"--plot", "--interactive"} & set(modes):
+            raise UserError(f"--json prints objects for programs, {modes[0]} has none; leave one of them out")
+        if self.explain and modes:
+            more = " (in a session, type /explain)" if self.interactive else ""
+            raise UserError(
+                f"--explain tells how a text was drawn, {modes[0]} prints none; leave one of them out{more}"
+            )
 
     def _check_strategy(self) -> None:
         if self.beams is not None and self.best_of is not None:
@@ -212,3 +226,11 @@ class SpeechConfig:
         check_options(self)
         if self.speak_to is not None and not self.speak_to.lower().endswith(".wav"):
             raise UserError(f"--speak-to must name a file that ends in .wav, but is {self.speak_to!r}")
+
+    def check_beside(self, config: GenerateConfig) -> None:
+        """Raise UserError where no plain text is printed that could be spoken."""
+        silent = ("json", "show_next", "plot", "interactive")
+        others = [flag_name(name) for name in silent if getattr(config, name) not in (False, None)]
+        if others and (self.speak or self.speak_to is not None):
+            flag = "--speak" if self.speak else "--speak-to"
+            raise UserError(f"{flag} speaks the text that is printed, {others[0]} prints none; leave one of them out")

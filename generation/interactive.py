@@ -59,11 +59,15 @@ class Session:
         """Do what a line asks for; returns whether the session goes on. Raises UserError for a wrong command."""
         if line.startswith("/"):
             return self._command(*line[1:].partition(" ")[::2])
+        self.go_on_from(line)
+        return True
+
+    def go_on_from(self, text: str) -> None:
+        """Append a text of the user and stream a continuation."""
         # Earlier turns stay in the prompt, each on lines of its own.
-        self._before_reply = f"{self.text}\n{line}" if self.text else line
+        self._before_reply = f"{self.text}\n{text}" if self.text else text
         self._n_retries = 0
         self._reply()
-        return True
 
     def _command(self, name: str, value: str) -> bool:
         if name == "quit":
@@ -154,10 +158,16 @@ class Session:
         return "\n".join(lines)
 
 
-def run_session(session: Session, read_line: Callable[[str], str] = input) -> None:
-    """Read lines until /quit or Ctrl-D; a mistake is told in one line and costs nothing."""
+def run_session(session: Session, read_line: Callable[[str], str] = input, prompts: Sequence[str] = ()) -> None:
+    """Go on from the prompts, then read lines until /quit or Ctrl-D.
+
+    A mistake is told in one line and costs nothing.
+    """
     _enable_history()
     notify("/help lists the commands, Ctrl-D quits")
+    for prompt in prompts:
+        write_text(prompt)
+        session.go_on_from(prompt)
     while True:
         try:
             line = _read(read_line)

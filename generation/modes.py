@@ -71,7 +71,7 @@ class Program:
             notify(f"the picture is in {config.plot}")
         elif config.interactive:
             session = Session(self.generator, self.request.sampling, processors=self.processors, criteria=self.criteria)
-            run_session(session)
+            run_session(session, prompts=[prompt for prompt in self.request.prompts if prompt])
         elif config.json:
             self._write_json()
         else:

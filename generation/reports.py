@@ -23,6 +23,8 @@ def print_json_sample(
     With `--explain`, everything that it prints is there too.
     """
     tokenizer = generator.tokenizer
+    asked = {"beams": config.beams, "best_of": config.best_of, "scorer": config.scorer}
+    strategy = {name: value for name, value in asked.items() if value is not None}
     values: dict[str, Any] = {
         "prompt": result.prompt,
         "text": result.text,
@@ -43,7 +45,7 @@ def print_json_sample(
         values["steps"] = [_json_step(trace, generator) for trace in result.traces]
     values |= {
         "processors": order,
-        "settings": config_to_dict(sampling),
+        "settings": config_to_dict(sampling) | strategy,
         "checkpoint_sha256": generator.checkpoint_sha256,
     }
     print(json_line(values), flush=True)

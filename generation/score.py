@@ -43,6 +43,8 @@ class ScoreConfig:
     map: bool = option(False, "print the text with every token coloured by its surprise")
     html: str | None = option(None, "write the coloured text as a self-contained page", metavar="FILE.html")
     json: bool = option(False, "print the numbers as one JSON object")
+    text_field: str = option("text", "field of a .jsonl line that holds the text", metavar="NAME")
+    encoding: str = option("utf-8", "encoding of the text files", metavar="NAME")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -155,7 +157,7 @@ def main() -> None:
     from model.checkpoint import newest_run_checkpoint
 
     checkpoint = Path(load.checkpoint) if load.checkpoint else newest_run_checkpoint(CHECKPOINTS)
-    source = open_source(arguments.data)
+    source = open_source(arguments.data, text_field=config.text_field, encoding=config.encoding)
 
     from generation.surprise import html_page, terminal_map
     from generation.text_generator import TextGenerator

@@ -270,6 +270,23 @@ def test_a_closed_pipe_is_no_error(checkpoint: Path) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line_and_exit_code_4(checkpoint: Path) -> None:
+    with Path("/dev/full").open("wb") as full, start(checkpoint, "--info", stdout=full) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert err.startswith(b"generate.py: cannot write the output: No space left on device;")
+    assert err.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_closed_streams_are_no_error(checkpoint: Path) -> None:
+    words = [sys.executable, str(SCRIPT), "--checkpoint", str(checkpoint), "--info"]
+    command = ["/bin/sh", "-c", 'exec "$@" >&- <&-', "sh", *words]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_terminal_without_unicode_shows_escapes_instead_of_failing(checkpoint: Path) -> None:
     process = start(checkpoint, "--prompt", "武", "--max-new-tokens", "0", LC_ALL="C", PYTHONIOENCODING="ascii")
     out, err = process.communicate(timeout=60)
@@ -451,9 +468,14 @@ def test_beams_and_the_best_of_n_are_chosen_from_the_command_line(generate: Gene
         (["--scorer", "my.py:Score"], "it needs --best-of N"),
         (["--beams", "2", "--discriminator", "x.pt"], "--beams swaps them; use --best-of instead"),
         (["--beams", "2", "--num-samples", "3"], "--num-samples (3) must not be above --beams (2)"),
+        (["--show-next", "2", "--plot", "x.png"], "--show-next and --plot are different things to do"),
+        (["--json", "--interactive"], "--json prints objects for programs, --interactive has none"),
+        (["--explain", "--show-next", "2"], "--explain tells how a text was drawn, --show-next prints none"),
+        (["--explain", "--interactive"], "(in a session, type /explain)"),
+        (["--speak-to", "x.wav", "--json"], "--speak-to speaks the text that is printed, --json prints none"),
     ],
 )
-def test_strategies_that_do_not_go_together_are_named(generate: Generate, words: list[str], expected: str) -> None:
+def test_flags_that_do_not_go_together_are_named(generate: Generate, words: list[str], expected: str) -> None:
     code, out, err = generate(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert expected in err

@@ -155,6 +155,16 @@ def test_a_session_reads_lines_until_it_is_quit(
     assert "unknown command /nonsense" in capsys.readouterr().err
 
 
+def test_a_session_goes_on_from_the_prompts_of_the_command_line(
+    session: Session, screen: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_session(session, answers([EOFError]), prompts=["/not a command", "b"])
+    assert capsys.readouterr().out == "/not a commandb\n"
+    assert session.text.startswith("/not a command")
+    assert session.text.count("\nb") == 1
+    assert screen.shown.count("\n") >= 2
+
+
 def test_ctrl_d_ends_a_session(session: Session) -> None:
     run_session(session, answers([EOFError]))
 

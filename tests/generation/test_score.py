@@ -113,17 +113,16 @@ def test_the_command_prints_the_numbers_and_writes_the_page(
 ) -> None:
     model = build_model()
     path, text = tmp_path / "best.pt", tmp_path / "text.txt"
-    text.write_text("one\n<|endoftext|>\ntwo", encoding="utf-8")
+    text.write_text("oné\n<|endoftext|>\ntwo", encoding="latin-1")
     save_checkpoint(
         path, model_config=model.config, state_dict=model.state_dict(), tokenizer=BYTES.state(), provenance={}
     )
-    monkeypatch.setattr(
-        sys, "argv", ["score", str(text), "--checkpoint", str(path), "--json", "--html", f"{text}.html"]
-    )
+    words = ["score", str(text), "--encoding", "latin-1", "--json", "--html", f"{text}.html"]
+    monkeypatch.setattr(sys, "argv", [*words, "--checkpoint", str(path)])
     monkeypatch.delitem(sys.modules, "generation.score")
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("generation.score", run_name="__main__")
     assert ended.value.code == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["bits_per_byte"] == pytest.approx(score_documents(model, BYTES, ["one", "two"]).bits_per_byte)
-    assert "one" in re.sub("<[^>]*>", "", Path(f"{text}.html").read_text(encoding="utf-8"))
+    assert printed["bits_per_byte"] == pytest.approx(score_documents(model, BYTES, ["oné", "two"]).bits_per_byte)
+    assert "oné" in re.sub("<[^>]*>", "", Path(f"{text}.html").read_text(encoding="utf-8"))
