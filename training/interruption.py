@@ -29,6 +29,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._may_end_at_once = True
+        self._tells = False
 
     @property
     def requested(self) -> bool:
@@ -45,9 +46,12 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def defer(self) -> None:
-        """From now on there is work to save: a signal only sets the flag and the training loop ends in order."""
-        self._may_end_at_once = False
+    def defer(self, *, tell: bool = False) -> None:
+        """From now on there is work to save: a signal only sets the flag and the training loop ends in order.
+
+        With `tell`, the user is told so at once: a step may take long, above all the first one with --compile.
+        """
+        self._may_end_at_once, self._tells = False, tell
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -67,6 +71,10 @@ class Interruption:
         self.signal_number = number
         if self._may_end_at_once:
             raise _before_the_first_step(number)
+        if self._tells:
+            # Not `print`: the signal may have come in the middle of one. Nobody may be there to read it, either.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nending as soon as this step is done and saved; a second signal ends at once\n")
 
 
 def _before_the_first_step(signal_number: int) -> InterruptedRunError:

@@ -267,7 +267,7 @@ def _train(
     if resumed is not None:
         assert resumed.training_state is not None
         trainer.load_training_state(resumed.training_state)
-    interruption.defer()
+    interruption.defer(tell=workers.is_main)
     with shortage_explained(trainer.device, prepared.plan.micro_batch_size):
         done = trainer.run()
     summary = functools.partial(

@@ -163,8 +163,9 @@ def test_a_signal_in_any_phase_says_what_is_saved_and_how_to_go_on(
 
     monkeypatch.setattr(pkgutil.resolve_name(owner), name, work_and_be_told_to_stop)
     assert wait(start(request_to_train, tmp_path / "log")) == EXIT_TERMINATED, (tmp_path / "log").read_text()
-    last = (tmp_path / "log").read_text().splitlines()[-1]
+    *told, last = (tmp_path / "log").read_text().splitlines()
     command = f"python train.py --data {request_to_train.train_config.data}"
+    assert ("ending as soon as this step is done and saved; a second signal ends at once" in told) == (step >= 0)
     if step < 0:
         assert last == f"interrupted before the first step; nothing is lost; go on with: {command}"
     else:
