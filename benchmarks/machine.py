@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-_PACKAGES = ("torch", "numpy", "tiktoken", "tokenizers", "transformers", "llama_cpp_python")
+_PACKAGES = ("torch", "numpy", "tiktoken", "tokenizers", "transformers", "accelerate", "llama_cpp_python")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 """Instruction sets that decide how fast a small GPT computes."""
 
