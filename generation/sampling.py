@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from command_line import UserError
+
 NO_CANDIDATE = -1
 """Drawn for a row in which every token is banned."""
 
@@ -77,5 +79,7 @@ def most_probable(logits: Tensor) -> Tensor:
 
 
 def _checked(chosen: Tensor, highest: Tensor) -> Tensor:
-    """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,)."""
+    """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,). Raises UserError for NaN."""
+    if highest.isnan().any():
+        raise UserError("a logits processor made logits that are not numbers (NaN); --explain shows the order of all")
     return chosen.masked_fill(highest == -torch.inf, NO_CANDIDATE)

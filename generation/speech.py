@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def text_language(text: str) -> str | None:
     letters = [character for character in text if character.isalpha()]
     chinese = sum("㐀" <= character <= "鿿" or character >= "\U00020000" for character in letters)
     return "zh" if letters and chinese / len(letters) > 0.3 else None
+
+
+def speakable(text: str) -> str:
+    """The text without what no engine can pronounce; empty when nothing is left."""
+    return "".join(character for character in text if character.isprintable() or character.isspace()).strip()
 
 
 class Speaker:
@@ -109,7 +115,7 @@ class Utterance:
 
     def speak(self, text: str, config: SpeechConfig, path: Path | None = None) -> None:
         """Speak a text, or write it to a sound file; returns when it is done. Raises SpeechError."""
-        text = "".join(character for character in text if character.isprintable() or character.isspace()).strip()
+        text = speakable(text)
         if not text:
             return
         request = {
@@ -121,8 +127,6 @@ class Utterance:
             "language": text_language(text),
         }
         self.request(request, START_SECONDS + SECONDS_PER_CHARACTER * len(text))
-        if path is not None and not path.is_file():
-            raise SpeechError(f"the engine wrote no file {path}")
 
     def request(self, values: dict[str, Any], time_limit_seconds: float) -> str:
         """Send one request to a worker and return what it prints; raises SpeechError when it fails or hangs."""
@@ -172,7 +176,22 @@ def _advice(errors: str) -> str:
 
 def speak_to_file(text: str, path: Path, config: SpeechConfig, worker: Sequence[str] = WORKER) -> None:
     """Write a spoken text as a WAV file; raises SpeechError."""
-    Utterance(worker).speak(text, config, path)
+    if not speakable(text):
+        raise SpeechError("there is nothing to say")
+    if not path.parent.is_dir():
+        # An engine that cannot write says nothing and never comes to its end.
+        raise SpeechError(f"there is no folder {path.parent} for {path.name}")
+    # An older file must neither pass for this one nor be lost when the engine fails.
+    unfinished = path.with_name(f".{path.stem}-{os.getpid()}.wav")
+    try:
+        Utterance(worker).speak(text, config, unfinished)
+        if not unfinished.is_file() or not unfinished.stat().st_size:
+            raise SpeechError(f"the engine wrote no file {path}")
+        unfinished.replace(path)
+    except OSError as error:
+        raise SpeechError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def list_voices(worker: Sequence[str] = WORKER) -> str:

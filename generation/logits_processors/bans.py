@@ -113,6 +113,12 @@ class _NgramTable:
         return self.following.get(self.last, set())
 
 
+def _capitalised(text: str) -> str:
+    """The text with its first letter as a capital, behind white space too."""
+    word = text.lstrip()
+    return text[: len(text) - len(word)] + word[:1].upper() + word[1:]
+
+
 class BanTexts:
     """Never writes the given texts, also capitalised or in capitals, whatever tokens they are made of.
 
@@ -124,7 +130,7 @@ class BanTexts:
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
         self.name = "ban_text=" + ",".join(repr(text) for text in texts)
-        variants = {form for text in texts for form in (text, text[:1].upper() + text[1:], text.upper())}
+        variants = {form for text in texts for form in (text, _capitalised(text), text.upper())}
         self._longest = max(len(form.encode()) for form in variants)
         self._token_bytes = tokenizer.token_bytes
         vocabulary = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]

@@ -106,6 +106,12 @@ class ProcessorChain:
         for processor in self.processors:
             before = logits
             logits = processor(token_ids, before, prompt_lengths)
+            if not isinstance(logits, Tensor) or logits.shape != before.shape:
+                found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"{logits!r}"
+                raise UserError(
+                    f"the processor {processor_name(processor)} must return logits of shape {tuple(before.shape)}, "
+                    f"but returned {found}"
+                )
             if observe is not None:
                 observe(processor, before, logits)
         return logits

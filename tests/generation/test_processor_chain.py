@@ -16,10 +16,10 @@ from generation.logits_processors.bans import (
     BanFirst,
     BanTexts,
 )
-from generation.logits_processors.base import STAGES, LogitsProcessor, ProcessorChain
+from generation.logits_processors.base import STAGES, LogitsProcessor, ProcessorChain, Stage
 from generation.logits_processors.from_config import processors_from_config
 from generation.logits_processors.truncation import TopK
-from generation.sampling import draw, uniform_block
+from generation.sampling import draw, most_probable, uniform_block
 
 INF = math.inf
 LETTERS = CharacterTokenizer("ab 1٣.A武")
@@ -48,6 +48,32 @@ def test_processors_work_in_the_order_of_the_stages_whatever_order_they_are_give
 def test_an_unknown_stage_is_named_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"stage of Recorder must be one of raw, .* 'trunction' \(did you mean trunca"):
         ProcessorChain([Recorder("trunction", [])])
+
+
+class Returns:
+    stage: Stage = "bans"
+    name = "returns"
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def __call__(self, token_ids: Tensor, logits: Tensor, prompt_lengths: Tensor) -> Any:
+        return self.result
+
+
+@pytest.mark.parametrize(("result", "found"), [(None, "None"), (torch.zeros(3), r"shape \(3,\)")])
+def test_a_processor_that_returns_no_logits_is_named(result: Any, found: str) -> None:
+    nothing = torch.zeros(1, 0, dtype=torch.int64)
+    expected = rf"the processor returns must return logits of shape \(1, 3\), but returned {found}"
+    with pytest.raises(UserError, match=expected):
+        ProcessorChain([Returns(result)])(nothing, torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64))
+
+
+def test_logits_that_a_processor_made_nan_are_an_error_and_never_a_token() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan]])
+    for choose in (most_probable, lambda rows: draw(rows, torch.tensor([0.5, 0.5], dtype=torch.float64))):
+        with pytest.raises(UserError, match="a logits processor made logits that are not numbers"):
+            choose(logits)
 
 
 def test_every_option_builds_its_processor_in_its_stage_and_a_default_config_only_its_temperature() -> None:
@@ -142,3 +168,5 @@ def test_a_banned_text_is_caught_inside_tokens_across_tokens_and_capitalised() -
     processor = BanTexts(["bad"], Pieces())
     logits = processor(torch.tensor([[1], [5]]), torch.zeros(2, 6), torch.tensor([1, 1]))
     assert logits.isneginf().nonzero().tolist() == [[0, 0], [0, 2], [0, 3], [0, 4], [1, 0], [1, 3]]
+    assert banned_bytes(BanTexts([" tin"], BYTES), b"a Ti", prompt_length=4) == {ord("n")}
+    assert banned_bytes(BanTexts([" tin"], BYTES), b"a tI", prompt_length=4) == set()

@@ -210,10 +210,29 @@ def test_a_sound_file_is_a_wav_file() -> None:
         SpeechConfig(speak_to="out.mp3")
 
 
-def test_a_file_that_the_engine_did_not_write_is_told(fake_engine: FakeEngine, tmp_path: Path) -> None:
-    fake_engine()
-    with pytest.raises(SpeechError, match=r"No such file or directory|wrote no file"):
+def test_a_file_that_the_engine_did_not_write_is_told_and_an_older_one_kept(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.wav"
+    path.write_bytes(b"older")
+    fake_engine(trouble="import os; os.unlink(self.said['path'])")
+    with pytest.raises(SpeechError, match=rf"the engine wrote no file {path}"):
+        speak_to_file("Hello.", path, SpeechConfig())
+    assert path.read_bytes() == b"older"
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".wav"] == ["out.wav"]
+
+
+def test_a_folder_that_is_not_there_and_a_text_without_words_start_no_engine(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    said = fake_engine()
+    with pytest.raises(SpeechError, match=rf"there is no folder {tmp_path}/missing for out.wav"):
         speak_to_file("Hello.", tmp_path / "missing" / "out.wav", SpeechConfig())
+    with pytest.raises(SpeechError, match="there is nothing to say"):
+        speak_to_file(" \n", tmp_path / "out.wav", SpeechConfig())
+    assert said() == []
+    speak_to_file("Hello.", tmp_path / "out.wav", SpeechConfig())
+    assert (tmp_path / "out.wav").read_bytes() == b"RIFF"
 
 
 # ---- for real ----------------------------------------------------------------------------------------------------
