@@ -364,6 +364,13 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
         if not quiet:
             print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        # Whoever types `python` where the project's own Python was meant.
+        if error.name not in _CORE_PACKAGES:
+            raise
+        advice = "run: python -m pip install -r requirements.txt (`make demo` does so in .venv)"
+        print(f"{program}: {sys.executable} has no package {error.name}; {advice}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
     except BrokenPipeError:
         _abandon_stdout()
     except OSError as error:
@@ -377,6 +384,7 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
     sys.exit(0)
 
 
+_CORE_PACKAGES = ("torch", "numpy", "tiktoken", "tokenizers", "tqdm")
 _DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", None))
 
 

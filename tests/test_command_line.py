@@ -249,6 +249,17 @@ def run(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("raise KeyboardInterrupt", 130, "program.py: interrupted\n"),
         ("raise BrokenPipeError", 0, ""),
         (
+            "raise OSError(28, 'No space')",
+            4,
+            "program.py: cannot write the output: No space; free some space or choose another place\n",
+        ),
+        (
+            "sys.modules['torch'] = None; import torch",
+            2,
+            f"program.py: {sys.executable} has no package torch; run: python -m pip install -r requirements.txt "
+            "(`make demo` does so in .venv)\n",
+        ),
+        (
             "raise MissingPackageError('matplotlib', 'A plot')",
             2,
             "program.py: A plot needs the package matplotlib, which is not installed; run: pip install matplotlib\n",
@@ -261,9 +272,10 @@ def test_exit_code_and_message_follow_from_what_happened(body: str, code: int, s
 
 
 def test_our_own_mistake_keeps_its_traceback() -> None:
-    result = run("raise ValueError('ours')")
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
+    for ours in ("raise ValueError('ours')", "raise OSError(28, 'No space', 'a file')", "import our_typo"):
+        result = run(ours)
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
 
 
 def test_a_terminal_that_cannot_show_a_character_shows_an_escape() -> None:
