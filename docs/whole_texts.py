@@ -19,7 +19,7 @@ from generation.config import SamplingConfig, SpeechConfig
 from generation.inspection import token_text
 from generation.plots import readable_labels
 from generation.score import score_documents
-from generation.speech import speak_to_file
+from generation.sound_file import speak_to_file
 from generation.surprise import BITS_PER_LEVEL, LEVEL_COLOURS, stretches
 from generation.text_generator import Result, TextGenerator
 from generation.text_stream import SentenceEnds, TextStream

@@ -20,7 +20,8 @@ from generation.interruption import Interruption
 from generation.logits_processors.base import LogitsProcessor
 from generation.output import have_one_target, notify, write_samples, write_text
 from generation.plots import plot_next_token
-from generation.speech import Speaker, speak_to_file
+from generation.sound_file import speak_to_file
+from generation.speech import Speaker
 from generation.stopping import StoppingCriterion
 from generation.text_generator import Result, TextGenerator
 

@@ -1,8 +1,7 @@
-"""Speaks a text while it streams, or into a file; whatever fails costs one line on stderr and never the text."""
+"""Speaks a text while it streams; whatever fails costs one line on stderr and never the text."""
 
 import importlib.util
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -172,26 +171,6 @@ def _advice(errors: str) -> str:
         return " (is there a sound device? --speak-to FILE.wav needs none)"
     is_missing = sys.platform == "linux" and "espeak" in errors.lower()
     return " (install the engine: sudo apt install espeak-ng)" if is_missing else ""
-
-
-def speak_to_file(text: str, path: Path, config: SpeechConfig, worker: Sequence[str] = WORKER) -> None:
-    """Write a spoken text as a WAV file; raises SpeechError."""
-    if not speakable(text):
-        raise SpeechError("there is nothing to say")
-    if not path.parent.is_dir():
-        # An engine that cannot write says nothing and never comes to its end.
-        raise SpeechError(f"there is no folder {path.parent} for {path.name}")
-    # An older file must neither pass for this one nor be lost when the engine fails.
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}.wav")
-    try:
-        Utterance(worker).speak(text, config, unfinished)
-        if not unfinished.is_file() or not unfinished.stat().st_size:
-            raise SpeechError(f"the engine wrote no file {path}")
-        unfinished.replace(path)
-    except OSError as error:
-        raise SpeechError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def list_voices(worker: Sequence[str] = WORKER) -> str:

@@ -17,7 +17,8 @@ import pytest
 from command_line import MissingPackageError, UserError
 from generation import speech
 from generation.config import SpeechConfig
-from generation.speech import Speaker, SpeechError, list_voices, speak_to_file, text_language
+from generation.sound_file import language_parts, speak_to_file
+from generation.speech import Speaker, SpeechError, list_voices, text_language
 from generation.speech_worker import choose_voice
 
 ENGINE = """
@@ -53,6 +54,12 @@ ENGINE = """
         {start_trouble}
         return Engine()
 """
+
+SOUND = (
+    "import wave; sound = wave.open(self.said['path'], 'wb'); sound.setparams((1, 2, 8000, 0, 'NONE', '')); "
+    "sound.writeframes(self.said['text'].encode('utf-16-le')); sound.close()"
+)
+"""Writes the text itself as the samples of a sound file."""
 
 FakeEngine = Callable[..., Callable[[], list[dict[str, Any]]]]
 
@@ -233,6 +240,37 @@ def test_a_folder_that_is_not_there_and_a_text_without_words_start_no_engine(
     assert said() == []
     speak_to_file("Hello.", tmp_path / "out.wav", SpeechConfig())
     assert (tmp_path / "out.wav").read_bytes() == b"RIFF"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("One. Two!", ["One. Two!"]),
+        ("One. 老虎笑了。3. Two.", ["One.", " 老虎笑了。3.", " Two."]),
+        ("…老虎。武松。 12. The end", ["…老虎。武松。 12.", " The end"]),
+        ("The tiger 老虎 laughs.", ["The tiger 老虎 laughs."]),
+        ("", []),
+    ],
+)
+def test_a_text_is_cut_where_its_language_changes(text: str, parts: list[str]) -> None:
+    assert language_parts(text) == parts
+    assert "".join(parts) == text
+
+
+def test_every_language_of_a_sound_file_gets_its_voice_unless_one_was_asked_for(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    said = fake_engine(trouble=SOUND)
+    speak_to_file("One. 老虎。 Two.", tmp_path / "out.wav", SpeechConfig())
+    assert [(part["text"], part.get("voice")) for part in said()] == [
+        ("One.", None),
+        ("老虎。", "sit/cmn"),
+        ("Two.", None),
+    ]
+    with wave.open(str(tmp_path / "out.wav")) as file:
+        assert file.readframes(99) == b"".join(text.encode("utf-16-le") for text in ("One.", "老虎。", "Two."))
+    speak_to_file("One. 老虎。 Two.", tmp_path / "out.wav", SpeechConfig(voice="English"))
+    assert [part["voice"] for part in said()[3:]] == ["gmw/en"]
 
 
 # ---- for real ----------------------------------------------------------------------------------------------------
