@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -113,7 +113,10 @@ class Trainer:
                     self._save(progress, must_succeed=is_last or self.done.step == 0)
                 if is_last:
                     return self.done
-                loss = self._train_step()
+                try:
+                    loss = self._train_step()
+                except InterruptedRunError:
+                    self._stop(progress, self.interruption.signal_number or 0)
                 progress.step(self.done.step, loss)
                 # One process may have got a signal and another not (yet): they stop after the same step.
                 signal_number = self.workers.max(self.interruption.signal_number or 0, self.device)
@@ -133,7 +136,13 @@ class Trainer:
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 1_009 + self.workers.rank)
         rate_factor = learning_rate_factor(step, self.plan.n_steps, self.config)
         self.optimizer.set_learning_rate_factor(rate_factor)
-        loss = self._accumulate_gradients(step)
+        try:
+            loss = self._accumulate_gradients(step)
+        except RuntimeError:
+            # Ctrl-C in a terminal reaches the C++ compiler as well, and what it was to compile fails.
+            if self.plan.compile and self.interruption.signal_number and self.workers.world_size == 1:
+                raise InterruptedRunError("stopped", self.interruption.signal_number, has_saved=False) from None
+            raise
         self._check_finite(loss, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -248,7 +257,7 @@ class Trainer:
                 raise
             progress.say(f"warning: {error}; training goes on and saves again later")
 
-    def _stop(self, progress: Progress, signal_number: int) -> None:
+    def _stop(self, progress: Progress, signal_number: int) -> NoReturn:
         self._save(progress, must_succeed=True)
         message = f"stopped and saved at step {self.done.step} of {self.plan.n_steps}"
         raise InterruptedRunError(message, signal_number, has_saved=True)

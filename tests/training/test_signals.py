@@ -7,7 +7,10 @@ import os
 import pkgutil
 import random
 import re
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,10 +26,12 @@ from model.checkpoint import load_checkpoint, step_checkpoints
 from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
 from training.distributed import Workers
+from training.parallel import LossFunction
 from training.start import Request, start_training
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
+PROJECT = Path(__file__).parents[2]
 EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 STEPS = 30
 
@@ -171,6 +176,66 @@ def test_a_signal_in_any_phase_says_what_is_saved_and_how_to_go_on(
     else:
         assert last == f"stopped and saved at step {step} of {STEPS}; go on with: {command} --resume"
     assert newest_step(request_to_train.run_path) == step
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_a_compiler_that_fails_is_an_error_unless_ctrl_c_has_reached_it_too(
+    request_to_train: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
+) -> None:
+    compute, typed = LossFunction.__call__, {**request_to_train.typed, "compile": "on"}
+    request = dataclasses.replace(request_to_train, train_config=TrainConfig(**typed), typed=typed)
+
+    def fail_in_training(function: LossFunction, *tokens: torch.Tensor) -> torch.Tensor:
+        if not (request.run_path / "step-000000.pt").exists():
+            return compute(function, *tokens)
+        if is_interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("C++ compile error")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(LossFunction, "__call__", fail_in_training)
+    code = wait(start(request, tmp_path / "log"))
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    if is_interrupted:
+        assert code == EXIT_INTERRUPTED
+        assert last.startswith(f"stopped and saved at step 0 of {STEPS}; go on with: ")
+    else:
+        assert last == "RuntimeError: C++ compile error"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("compilers", [1, 2], ids=["the run compiles", "its child processes compile"])
+@pytest.mark.parametrize("seconds", [0, 2, 8])
+def test_ctrl_c_while_the_model_is_compiled_reaches_all_processes_and_still_saves(
+    tmp_path: Path, seconds: int, compilers: int
+) -> None:
+    shutil.copy(PROJECT / "train.py", tmp_path)  # its runs land beside it
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. a dog ran to the old mill. " * 60, encoding="utf-8")
+    flags = "--tokenizer byte --steps 3 --n-layer 1 --n-head 2 --n-embd 16 --context-length 16 --batch-tokens 64"
+    words = ["train.py", "--data", "text.txt", *flags.split(), "--sample-tokens", "0", "--run", "mine"]
+    settings = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": str(compilers)}
+    environment = {**os.environ, **settings, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *words, "--compile", "on"], cwd=tmp_path, env=environment, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    run = tmp_path / "checkpoints" / "mine"
+    while not (run / "step-000000.pt").exists() or not list((tmp_path / "cache").rglob("*.cpp")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(seconds)
+    # As a terminal does: to the whole group, the C++ compiler included.
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == EXIT_INTERRUPTED, said
+    step = newest_step(run)
+    last = said.splitlines()[-1]
+    assert last.startswith(f"train.py: stopped and saved at step {step} of 3; go on with: ")
+    again = shlex.split(last.partition("go on with: ")[2])
+    assert again[-1] == "--resume"
+    subprocess.run(again, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert newest_step(run) == 3
 
 
 def test_a_signal_within_a_save_waits_for_it(
