@@ -154,14 +154,18 @@ class Study:
                 str(self._write_tales(name, [tale for tale in self._guide_tales if tale[1] == is_gloomy]))
                 for name, is_gloomy in (("gloomy", True), ("bright", False))
             ]
-            train_from_files(
-                # With half of the tales, the tuning loss still fell in the last of the usual eight epochs.
-                DiscriminatorConfig(
-                    desired=(files[0],), undesired=(files[1],), epochs=20, output=str(guide), device="cpu"
-                ),
-                self._path,
-                "python -m benchmarks.guidance",
+            config = DiscriminatorConfig(
+                desired=(files[0],),
+                undesired=(files[1],),
+                own_samples=40 if self._suffix else 7500,
+                sample_tokens=N_TOKENS,
+                epochs=5,
+                batch_texts=64,
+                learning_rate=0.002,
+                output=str(guide),
+                device="cpu",
             )
+            train_from_files(config, self._path, "python -m benchmarks.guidance")
         encode = self._generator.tokenizer.encode
         ids = {side: [encode(text) for text, mood in self._guide_tales if mood == side] for side in (True, False)}
         telling = telling_tokens(ids[True], ids[False], N_TELLING_TOKENS)
@@ -177,7 +181,7 @@ class Study:
         if not guide.exists():
             config = DiscriminatorConfig(
                 rule=f"training/attributes.py:{name}",
-                epochs=5,
+                epochs=8,
                 batch_texts=64,
                 learning_rate=0.003,
                 output=str(guide),

@@ -33,11 +33,16 @@ class DiscriminatorConfig:
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME")
 
     samples: int = option(2000, "--rule: texts to draw", at_least=40, at_most=10**7, group="samples")
-    sample_tokens: int = option(128, "--rule: tokens of a text at most", at_least=1, at_most=10**6)
-    sample_temperature: float = option(
-        1.0, "--rule: temperature; best the one you will decode with", above=0, at_most=100
+    own_samples: int = option(
+        0,
+        "beside your texts, learn from so many samples of the language model, labelled by a bag of words that has "
+        "learned yours; some thousands help much where you have some hundreds of texts",
+        at_least=0,
+        at_most=10**7,
     )
-    sample_prompt: str = option("", "--rule: beginning of every text (default: none)", metavar="TEXT")
+    sample_tokens: int = option(128, "tokens of a sample at most", at_least=1, at_most=10**6)
+    sample_temperature: float = option(1.0, "temperature; best the one you will decode with", above=0, at_most=100)
+    sample_prompt: str = option("", "beginning of every sample (default: none)", metavar="TEXT")
 
     checkpoint: str | None = option(
         None,
@@ -63,7 +68,7 @@ class DiscriminatorConfig:
     dropout: float = option(0.1, "share of activations dropped while training", at_least=0, below=1)
     token_noise: float | None = option(
         None,
-        "share of tokens replaced by random ones while training (default: 0.3; with --rule: 0)",
+        "share of tokens replaced by random ones while training (default: 0.3, with --own-samples 0.1, with --rule 0)",
         at_least=0,
         below=1,
     )
@@ -111,6 +116,8 @@ class DiscriminatorConfig:
         if bool(self.desired) != bool(self.undesired):
             missing = "--undesired" if self.desired else "--desired"
             raise UserError(f"{missing} is missing: a discriminator learns from texts with and without the attribute")
+        if self.rule is not None and self.own_samples:
+            raise UserError("with --rule all texts are samples of the language model: say --samples, not --own-samples")
         if self.body is not None and self.init is not None:
             raise UserError("--body and --init both name a body for the discriminator; give one of them")
         if self.n_embd % (2 * self.n_head):
@@ -124,7 +131,7 @@ class DiscriminatorConfig:
         """Share of tokens replaced; samples that a rule labels are many, and a replaced token would make it wrong."""
         if self.token_noise is not None:
             return self.token_noise
-        return 0.0 if self.rule is not None else 0.3
+        return 0.0 if self.rule is not None else 0.1 if self.own_samples else 0.3
 
     @property
     def peak_learning_rate(self) -> float:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from generation.config import SamplingConfig
 from generation.discriminators import text_start
 from generation.extensions import load_name
 from generation.text_generator import Result, TextGenerator
+from training.bag_of_words import BagOfWords
 from training.discriminator_config import DiscriminatorConfig
 
 MIN_TEXTS = 20
@@ -87,6 +88,33 @@ def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> Labe
     )
     results = generator.generate(config.sample_prompt, sampling)
     return label_samples(results, rule, generator, config.validation_fraction)
+
+
+def with_own_samples(texts: LabelledTexts, config: DiscriminatorConfig, generator: TextGenerator) -> LabelledTexts:
+    """The same texts and, to learn from beside them, `--own-samples` samples that a bag of words labels.
+
+    The bag of words needs few texts, but sees only whole ones; the samples pass on what it knows to a network that
+    sees prefixes, in the very texts that guidance will change (learning from one's own labels: Scudder 1965,
+    doi.org/10.1109/TIT.1965.1053799), and their shares are the true prior there. It learns from the training texts
+    alone, so that tuning and report stay honest, and from their beginnings too, for samples end early.
+    """
+    tokenizer = generator.tokenizer
+    whole = [text.token_ids[1:] for text in texts.training]
+    forms = [tokenizer.decode(ids[:width]) for ids in whole for width in (len(ids), config.sample_tokens)]
+    teacher = BagOfWords(forms, [text.label for text in texts.training for _ in range(2)], len(texts.labels))
+    sampling = SamplingConfig(
+        max_new_tokens=config.sample_tokens,
+        num_samples=config.own_samples,
+        temperature=config.sample_temperature,
+        seed=config.seed,
+    )
+    results = generator.generate(config.sample_prompt, sampling)
+    labels = teacher.logits([result.prompt + result.text for result in results]).argmax(dim=1).tolist()
+    prompt = generator.encode_prompt(config.sample_prompt)
+    start = text_start(tokenizer)
+    before = [start, *(token for token in prompt if token != start)]
+    own = [LabelledText([*before, *result.token_ids], label) for result, label in zip(results, labels, strict=True)]
+    return replace(texts, training=[*texts.training, *own])
 
 
 def label_samples(

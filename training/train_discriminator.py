@@ -47,7 +47,7 @@ def main() -> None:
 def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path:
     """Train as the config says and save; returns the file. Everything a user can cause is a UserError."""
     from generation.text_generator import TextGenerator
-    from training.labels import label_by_rule, read_labelled_texts
+    from training.labels import label_by_rule, read_labelled_texts, with_own_samples
 
     generator = TextGenerator.load(language_model, config.device, "fp32", notify=_say)
     if config.rule is not None:
@@ -55,6 +55,9 @@ def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path
         texts = label_by_rule(config, generator)
     else:
         texts = read_labelled_texts(config, generator.tokenizer)
+    if config.own_samples:
+        _say(f"sampling    {config.own_samples:,} texts of at most {config.sample_tokens} tokens from {language_model}")
+        texts = with_own_samples(texts, config, generator)
     suffix = ".pt" if config.body is None else ""
     output = Path(config.output or Path("checkpoints", "discriminators", f"{texts.labels[0]}{suffix}"))
     _check_output(output, config)
