@@ -52,7 +52,10 @@ class TrainConfig:
         "muon", "muon: Muon for the matrices of the blocks, AdamW for the rest", group="optimizer"
     )
     learning_rate: float | None = option(
-        None, "peak rate of the matrices (default: 0.02 for muon, 0.001 for adamw)", above=0, at_most=1e6
+        None,
+        "peak rate of the matrices (default: muon 0.02, adamw 0.001; a tenth with --init, a quarter for adapters)",
+        above=0,
+        at_most=1e6,
     )
     embedding_learning_rate: float | None = option(
         None, "muon: peak rate of AdamW for embeddings, head and gains (default: 0.005)", above=0, at_most=1e6

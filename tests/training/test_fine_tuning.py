@@ -16,6 +16,11 @@ def test_rates_are_a_tenth_and_decay_is_mild() -> None:
     assert fine_tuning(TrainConfig(optimizer="adamw"), SMALL, 1).learning_rate == pytest.approx(0.0001)
 
 
+def test_adapters_learn_at_a_quarter_of_the_rates() -> None:
+    assert fine_tuning(TrainConfig(lora_rank=4), SMALL, 1).learning_rate == pytest.approx(0.005)
+    assert fine_tuning(TrainConfig(lora_rank=4, optimizer="adamw"), SMALL, 1).learning_rate == pytest.approx(0.00025)
+
+
 def test_a_step_takes_2048_tokens_or_one_window_of_every_process() -> None:
     assert fine_tuning(TrainConfig(), SMALL, 1).batch_tokens == 8 * 256
     assert fine_tuning(TrainConfig(), GPT2, 1).batch_tokens == 2 * 1024
