@@ -21,7 +21,7 @@ rate is 0.02) on another text; validation loss in nats per token:
 
     rate                 0.001   0.002   0.005   0.01    0.02
     the gloomy tales     4.092   4.074   4.061   4.062   4.065
-    tinyshakespeare      5.748  5.359   5.145   5.100   5.086
+    tinyshakespeare      5.748   5.359   5.145   5.100   5.086
 
 Higher rates win only where the new text is far from the old one, and the more a model knows, the more they undo.
 """
