@@ -153,6 +153,7 @@ def test_rounded_matrices_are_within_half_a_step(tokenizer: Tokenizer, tmp_path:
     for dtype in ("bf16", "q8_0"):
         export(model, tmp_path / f"{dtype}.gguf", tokenizer, dtype)
         reader = gguf.GGUFReader(tmp_path / f"{dtype}.gguf")
+        assert fields(reader)["general.file_type"] == gguf.LlamaFileType[f"MOSTLY_{dtype.upper()}"]
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         matrix = tensors["blk.1.ffn_up.weight"]
         read[dtype] = torch.tensor(gguf.dequantize(matrix.data, matrix.tensor_type))
