@@ -68,14 +68,15 @@ HARD = "tells_of_the_sea"
 
 
 def targets(name: str, arms: list[Arm]) -> list[Comparison]:
-    """The exact arm of the lowest strength that reaches the wanted rate, else of the highest rate, and its price."""
+    """The guided arm of the lowest perplexity that reaches the wanted rate, else that of the highest rate."""
     by_name = {arm.name: arm for arm in arms}
-    exact = [arm for arm in arms if arm.mode == "exact"]
-    chosen = next((arm for arm in exact if arm.rate >= WANTED[name]), max(exact, key=lambda arm: arm.rate))
+    guided = [arm for arm in arms if arm.mode in ("exact", "fast")]
+    reaching = [arm for arm in guided if arm.rate >= WANTED[name]]
+    chosen = min(reaching, key=lambda arm: arm.perplexity_ratio) if reaching else max(guided, key=lambda arm: arm.rate)
 
     def one(arm: Arm, measure: str, unit: str, peer: str, own: float, other: float, target: Target) -> Comparison:
-        strength = arm.name.removeprefix("exact ")
-        return Comparison(f"{name.replace('_', ' ')}, λ = {strength}: {measure}", unit, peer, [own], [other], target)
+        measured = f"{name.replace('_', ' ')}, {arm.name.replace(' ', ' λ = ')}: {measure}"
+        return Comparison(measured, unit, peer, [own], [other], target)
 
     rate, ratio = ("texts that have it", "%"), ("perplexity", "× unguided")
     rows = [one(chosen, *rate, "wanted", 100 * chosen.rate, 100 * WANTED[name], Target("at least", 1))]

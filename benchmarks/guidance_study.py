@@ -42,7 +42,7 @@ from training.labels import label_samples
 from training.train_discriminator import fit
 from training.train_discriminator import run as train_from_files
 
-STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 RULE_STRENGTHS = STRENGTHS[1:]
 BONUSES = (2.0, 4.0)
 POOL_PARTS, TRAINING_PARTS = 16, 12
