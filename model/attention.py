@@ -1,7 +1,5 @@
 """Causal attention: every position reads from the positions before it, (B, T, C) → (B, T, C)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,9 +8,6 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.normalization import rms_norm
 from model.positions import rotate
-
-AttendOne = Callable[[Tensor, tuple[Tensor, Tensor] | None, KVCache, "CausalAttention"], Tensor]
-"""One new position attends, as in `model/decoding_kernels.py`."""
 
 
 class CausalAttention(nn.Module):
@@ -27,7 +22,6 @@ class CausalAttention(nn.Module):
         D, H, K = config.channels_per_head, config.n_head, config.key_value_heads
         self.qkv = nn.Linear(config.n_embd, (H + 2 * K) * D, bias=config.bias)
         self.projection = nn.Linear(H * D, config.n_embd, bias=config.bias)
-        self.attend_one: AttendOne | None = None
 
     def forward(
         self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None = None, kv_cache: KVCache | None = None
@@ -35,10 +29,7 @@ class CausalAttention(nn.Module):
         """(B, T, C) → (B, T, C); `rotation` holds cosines and sines of the positions, `kv_cache` earlier keys."""
         B, T, _ = inputs.shape
         D, H, K = self.config.channels_per_head, self.config.n_head, self.config.key_value_heads
-        heads = self.qkv(inputs)  # (B, T, (H + 2 K) D)
-        if self.attend_one is not None and kv_cache is not None and T == 1 and kv_cache.is_uniform:
-            return self.projection(self.attend_one(heads, rotation, kv_cache, self))  # type: ignore[no-any-return]
-        heads = heads.view(B, T, H + 2 * K, D).transpose(1, 2)  # (B, H + 2 K, T, D)
+        heads = self.qkv(inputs).view(B, T, H + 2 * K, D).transpose(1, 2)  # (B, H + 2 K, T, D)
         compared, values = heads.split((H + K, K), dim=1)
         if self.config.qk_norm:
             # Keeps attention logits bounded at high learning rates (Henry et al. 2020, arxiv.org/abs/2010.04245).

@@ -1,17 +1,57 @@
-// What a decoding step on a CPU spends its time on: products of a few rows with a matrix, and attention of one position.
+// A decoding step on a CPU: one new position of a few rows goes through all blocks of a model in one call.
 //
 // One decoded token costs one reading of all weights and of all keys and values. Here each of them is read once, in its
-// order, by all threads together and in the width it is stored in. A result is summed by one thread in one order:
-// neither the number of threads nor that of the rows changes it.
+// order, by all threads together and in the width it is stored in. The threads are woken once a step; between its parts
+// they wait for one another. A result is summed by one thread in one order: neither the number of threads nor that of
+// the rows changes it. The structs are those of decoding_kernels.py; the letters of shapes stand in model/__init__.py.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+struct Linear {
+    const void *weight;  // (O, I), null where a model has no such layer
+    const float *scale;  // (O), of int8: row o of the matrix is scale[o] · weight[o]
+    const float *bias;   // (O) or null
+    int64_t O, I;
+};
+
+struct Norm {
+    const float *weight, *bias;  // (C); the bias may be null
+};
+
+enum Activation : int64_t { GELU, TANH_GELU, RELU_SQUARED, SILU };
+
+struct Block {
+    Norm attention_norm, feed_forward_norm;
+    Linear qkv, projection, gate, up, down;  // no gate but in SwiGLU
+};
+
+struct Model {
+    const Block *blocks;
+    int64_t n_blocks, C, H, K, D, F;
+    Norm final_norm;
+    int64_t subtracts_mean, activation;
+    float norm_eps, qk_norm_eps;  // the second is negative where queries and keys are not normalised
+};
+
+struct Step {
+    int64_t B, capacity;
+    int64_t rotation_stride;       // from the cosines of a row to those of the next: D, or 0 when they share them
+    const int64_t *lengths;        // (B): how many positions of each row have been seen
+    const float *inputs;           // (B, C)
+    float *outputs;                // (B, C)
+    const float *cosines, *sines;  // (D) or (B, D), or null without rotary positions
+    float *keys, *values;          // (n_blocks, B, K, capacity, D)
+};
+
 namespace {
 
-// Waking the other threads takes some microseconds, as long as so many multiplications.
+// Waking the other threads and waiting for them takes some microseconds, as long as so many multiplications.
 constexpr int64_t WORTH_THREADS = 16384;
+// Parts of a block between which the threads wait.
+constexpr int64_t PARTS = 5;
 
 inline float widen(float stored) { return stored; }
 inline float widen(uint16_t stored) {
@@ -29,16 +69,6 @@ float dot(const Stored *row, const float *input, int64_t size) {
     return sum;
 }
 
-// outputs (B, O) = inputs (B, I) · weightᵀ (I, O) + bias (O); bias may be null.
-template <typename Stored>
-void linear(const Stored *weight, const float *bias, const float *inputs, float *outputs, int64_t B, int64_t O,
-            int64_t I) {
-#pragma omp parallel for schedule(static) if (O * I > WORTH_THREADS)
-    for (int64_t o = 0; o < O; o++)
-        for (int64_t b = 0; b < B; b++)
-            outputs[b * O + o] = dot(weight + o * I, inputs + b * I, I) + (bias ? bias[o] : 0);
-}
-
 // The largest multiple of a step, and how many products of such a number and an int8 a sum of 32 bits can hold.
 constexpr float HIGHEST = 16383;
 constexpr int64_t CHUNK = 1024;
@@ -46,7 +76,7 @@ constexpr int64_t CHUNK = 1024;
 float dot(const int8_t *row, const int16_t *input, int64_t size) {
     float total = 0;
     for (int64_t start = 0; start < size; start += CHUNK) {
-        const int64_t end = size - start < CHUNK ? size : start + CHUNK;
+        const int64_t end = std::min(size, start + CHUNK);
         int32_t sum = 0;
         for (int64_t i = start; i < end; i++) sum += row[i] * input[i];
         total += static_cast<float>(sum);
@@ -54,14 +84,75 @@ float dot(const int8_t *row, const int16_t *input, int64_t size) {
     return total;
 }
 
-// Each row of inputs as multiples of a step of its own, (B, I) and (B).
-void round_to_steps(const float *inputs, int16_t *multiples, float *steps, int64_t B, int64_t I) {
-    for (int64_t b = 0; b < B; b++, inputs += I, multiples += I) {
-        float largest = 0;
-        for (int64_t i = 0; i < I; i++) largest = std::fmax(largest, std::fabs(inputs[i]));
-        steps[b] = largest / HIGHEST;
-        const float per_step = largest > 0 ? HIGHEST / largest : 0;
-        for (int64_t i = 0; i < I; i++) multiples[i] = static_cast<int16_t>(std::nearbyint(inputs[i] * per_step));
+// Inputs (B, I) of a linear layer, as they are multiplied with weights of a width.
+template <typename Stored>
+struct Inputs {
+    const float *rows;
+    int64_t I;
+
+    Inputs(const float *rows, int64_t, int64_t I) : rows(rows), I(I) {}
+    float times(const Linear &layer, int64_t o, int64_t b) const {
+        return dot(static_cast<const Stored *>(layer.weight) + o * I, rows + b * I, I);
+    }
+};
+
+// Each row in multiples of a step of its own. Processors multiply pairs of whole numbers in one instruction, while
+// widening int8 to fp32 takes so many that reading would have to wait; 15 bits lose nothing beside the weights' 8.
+template <>
+struct Inputs<int8_t> {
+    std::vector<int16_t> multiples;
+    std::vector<float> steps;
+    int64_t I;
+
+    Inputs(const float *rows, int64_t B, int64_t I) : multiples(B * I), steps(B), I(I) {
+        for (int64_t b = 0; b < B; b++) {
+            const float *row = rows + b * I;
+            float largest = 0;
+            for (int64_t i = 0; i < I; i++) largest = std::fmax(largest, std::fabs(row[i]));
+            steps[b] = largest / HIGHEST;
+            const float per_step = largest > 0 ? HIGHEST / largest : 0;
+            for (int64_t i = 0; i < I; i++)
+                multiples[b * I + i] = static_cast<int16_t>(std::nearbyint(row[i] * per_step));
+        }
+    }
+    float times(const Linear &layer, int64_t o, int64_t b) const {
+        const auto *row = static_cast<const int8_t *>(layer.weight) + o * I;
+        return dot(row, multiples.data() + b * I, I) * steps[b] * layer.scale[o];
+    }
+};
+
+// Every number of inputs (B, I) · weightᵀ (I, O) + bias (O) is given to `take` with its place in (B, O). All threads
+// that call this share the work, by outputs, and do not wait for one another at its end.
+template <typename Stored, typename Take>
+void linear(const Linear &layer, const float *inputs, int64_t B, Take take) {
+    const Inputs<Stored> rows(inputs, B, layer.I);
+#pragma omp for schedule(static) nowait
+    for (int64_t o = 0; o < layer.O; o++)
+        for (int64_t b = 0; b < B; b++)
+            take(b * layer.O + o, rows.times(layer, o, b) + (layer.bias ? layer.bias[o] : 0));
+}
+
+// LayerNorm, or without subtracting the mean RMSNorm, of one row (C).
+void normalize(const Model &model, const Norm &norm, const float *inputs, float *outputs) {
+    const int64_t C = model.C;
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < C; c++) sum += inputs[c];
+    const float mean = model.subtracts_mean ? sum / C : 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < C; c++) squares += (inputs[c] - mean) * (inputs[c] - mean);
+    const float scale = 1 / std::sqrt(squares / C + model.norm_eps);
+    for (int64_t c = 0; c < C; c++)
+        outputs[c] = (inputs[c] - mean) * scale * norm.weight[c] + (norm.bias ? norm.bias[c] : 0);
+}
+
+float activate(int64_t activation, float x) {
+    switch (activation) {
+        case GELU: return x / 2 * (1 + std::erf(x * 0.70710678f));  // √½
+        case TANH_GELU:  // ½ (1 + tanh u) = 1 / (1 + exp(−2u)), and exp is the quicker one; u = √(2/π) (x + …)
+            return x / (1 + std::exp(-1.59576912f * (x + 0.044715f * x * x * x)));
+        case RELU_SQUARED: return x < 0 ? 0 : x * x;
+        default: return x / (1 + std::exp(-x));
     }
 }
 
@@ -80,8 +171,9 @@ void prepare(float *vector, float eps, const float *cosines, const float *sines,
 }
 
 // mixed (D): the values (S, D), weighted by the softmax of the products of the query with the keys (S, D).
-void attend(const float *query, const float *keys, const float *values, float *mixed, float *weights, int64_t S,
-            int64_t D) {
+void mix(const float *query, const float *keys, const float *values, float *mixed, std::vector<float> &weights,
+         int64_t D) {
+    const int64_t S = weights.size();
     const float scale = 1 / std::sqrt(static_cast<float>(D));
     float highest = -INFINITY, total = 0;
     for (int64_t s = 0; s < S; s++) {
@@ -89,55 +181,87 @@ void attend(const float *query, const float *keys, const float *values, float *m
         highest = std::fmax(highest, weights[s]);
     }
     for (int64_t s = 0; s < S; s++) total += weights[s] = std::exp(weights[s] - highest);
-    for (int64_t d = 0; d < D; d++) mixed[d] = 0;
+    std::fill(mixed, mixed + D, 0.0f);
     for (int64_t s = 0; s < S; s++)
         for (int64_t d = 0; d < D; d++) mixed[d] += weights[s] / total * values[s * D + d];
 }
 
-}  // namespace
-
-extern "C" void linear_fp32(const float *weight, const float *, const float *bias, const float *inputs, float *outputs,
-                            int64_t B, int64_t O, int64_t I) {
-    linear(weight, bias, inputs, outputs, B, O, I);
-}
-
-extern "C" void linear_bf16(const uint16_t *weight, const float *, const float *bias, const float *inputs,
-                            float *outputs, int64_t B, int64_t O, int64_t I) {
-    linear(weight, bias, inputs, outputs, B, O, I);
-}
-
-// Row o of the matrix is scale[o] · weight[o]. Processors multiply pairs of whole numbers in one instruction, while
-// widening int8 to fp32 takes so many that reading would have to wait; 15 bits lose nothing beside the weights' 8.
-extern "C" void linear_int8(const int8_t *weight, const float *scale, const float *bias, const float *inputs,
-                            float *outputs, int64_t B, int64_t O, int64_t I) {
-    std::vector<int16_t> multiples(B * I);
-    std::vector<float> steps(B);
-    round_to_steps(inputs, multiples.data(), steps.data(), B, I);
-#pragma omp parallel for schedule(static) if (O * I > WORTH_THREADS)
-    for (int64_t o = 0; o < O; o++)
-        for (int64_t b = 0; b < B; b++)
-            outputs[b * O + o] =
-                dot(weight + o * I, multiples.data() + b * I, I) * steps[b] * scale[o] + (bias ? bias[o] : 0);
-}
-
-// Attention of one new position in each row: heads (B, H + 2K, D) are its queries, keys and values, overwritten here;
-// keys and values (B, K, capacity, D) take those of the position into `slot`; the first S slots are attended to.
-extern "C" void attend_one(float *heads, const float *cosines, const float *sines, float *keys, float *values,
-                           float *mixed, int64_t B, int64_t H, int64_t K, int64_t D, int64_t capacity, int64_t slot,
-                           int64_t S, float eps) {
-#pragma omp parallel for collapse(2) schedule(static) if (B * H * S * D > WORTH_THREADS)
-    for (int64_t b = 0; b < B; b++) {
+// heads (B, H + 2K, D), the queries, keys and values of the new positions, become mixed (B, H, D); the cache of the
+// block takes in keys and values. The threads share rows and key heads, and wait for one another at the end.
+void attend(const Model &model, const Step &step, int64_t block, float *heads, float *mixed) {
+    const int64_t H = model.H, K = model.K, D = model.D, per_key = H / K;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t b = 0; b < step.B; b++) {
         for (int64_t k = 0; k < K; k++) {
-            float *of_row = heads + b * (H + 2 * K) * D, *new_key = of_row + (H + k) * D, *new_value = new_key + K * D;
-            float *own_keys = keys + (b * K + k) * capacity * D, *own_values = values + (b * K + k) * capacity * D;
-            prepare(new_key, eps, cosines, sines, D);
-            std::memcpy(own_keys + slot * D, new_key, D * sizeof(float));
-            std::memcpy(own_values + slot * D, new_value, D * sizeof(float));
-            std::vector<float> weights(S);
-            for (int64_t h = k * (H / K); h < (k + 1) * (H / K); h++) {
-                prepare(of_row + h * D, eps, cosines, sines, D);
-                attend(of_row + h * D, own_keys, own_values, mixed + (b * H + h) * D, weights.data(), S, D);
+            const float *cosines = step.cosines ? step.cosines + b * step.rotation_stride : nullptr;
+            const float *sines = step.sines + b * step.rotation_stride;
+            const int64_t slot = step.lengths[b] % step.capacity, place = (block * step.B + b) * K + k;
+            float *queries = heads + b * (H + 2 * K) * D, *key = queries + (H + k) * D, *value = key + K * D;
+            float *keys = step.keys + place * step.capacity * D, *values = step.values + place * step.capacity * D;
+            prepare(key, model.qk_norm_eps, cosines, sines, D);
+            std::copy(key, key + D, keys + slot * D);
+            std::copy(value, value + D, values + slot * D);
+            std::vector<float> weights(std::min(step.lengths[b] + 1, step.capacity));
+            for (int64_t h = k * per_key; h < (k + 1) * per_key; h++) {
+                prepare(queries + h * D, model.qk_norm_eps, cosines, sines, D);
+                mix(queries + h * D, keys, values, mixed + (b * H + h) * D, weights, D);
             }
         }
     }
 }
+
+// The path of Block.forward in block.py, block after block.
+template <typename Stored>
+void step_through_blocks(const Model &model, const Step &step) {
+    const int64_t B = step.B, C = model.C, H = model.H, K = model.K, D = model.D;
+    std::vector<float> heads(B * (H + 2 * K) * D), mixed(B * H * D), inner(B * model.F);
+    std::vector<float> hidden(step.inputs, step.inputs + B * C);
+    const auto add_to_hidden = [&](int64_t at, float value) { hidden[at] += value; };
+    const int64_t weights_of_block = C * ((H + 2 * K) * D + H * D + 2 * model.F);
+#pragma omp parallel if (B * weights_of_block > PARTS * WORTH_THREADS)
+    {
+        // Each thread normalises for itself: that is quicker than to wait for another.
+        std::vector<float> normed(B * C);
+        for (int64_t index = 0; index < model.n_blocks; index++) {
+            const Block &block = model.blocks[index];
+            for (int64_t b = 0; b < B; b++) normalize(model, block.attention_norm, &hidden[b * C], &normed[b * C]);
+            linear<Stored>(block.qkv, normed.data(), B, [&](int64_t at, float value) { heads[at] = value; });
+#pragma omp barrier
+            attend(model, step, index, heads.data(), mixed.data());
+            linear<Stored>(block.projection, mixed.data(), B, add_to_hidden);
+#pragma omp barrier
+            for (int64_t b = 0; b < B; b++) normalize(model, block.feed_forward_norm, &hidden[b * C], &normed[b * C]);
+            const Linear &activated = block.gate.weight ? block.gate : block.up;
+            linear<Stored>(activated, normed.data(), B,
+                           [&](int64_t at, float value) { inner[at] = activate(model.activation, value); });
+            // A thread has the same outputs of both layers, so it need not wait.
+            if (block.gate.weight)
+                linear<Stored>(block.up, normed.data(), B, [&](int64_t at, float value) { inner[at] *= value; });
+#pragma omp barrier
+            linear<Stored>(block.down, inner.data(), B, add_to_hidden);
+#pragma omp barrier
+        }
+#pragma omp for
+        for (int64_t b = 0; b < B; b++) normalize(model, model.final_norm, &hidden[b * C], step.outputs + b * C);
+    }
+}
+
+// A single layer: inputs (B, I) → outputs (B, O).
+template <typename Stored>
+void single_linear(const Linear &layer, const float *inputs, float *outputs, int64_t B) {
+#pragma omp parallel if (layer.O * layer.I > WORTH_THREADS)
+    linear<Stored>(layer, inputs, B, [=](int64_t at, float value) { outputs[at] = value; });
+}
+
+}  // namespace
+
+#define FOR_WEIGHTS_OF(name, Stored)                                                                           \
+    extern "C" void step_through_blocks_##name(const Model *model, const Step *step) {                         \
+        step_through_blocks<Stored>(*model, *step);                                                            \
+    }                                                                                                          \
+    extern "C" void linear_##name(const Linear *layer, const float *inputs, float *outputs, int64_t B) {       \
+        single_linear<Stored>(*layer, inputs, outputs, B);                                                     \
+    }
+FOR_WEIGHTS_OF(fp32, float)
+FOR_WEIGHTS_OF(bf16, uint16_t)
+FOR_WEIGHTS_OF(int8, int8_t)

@@ -1,9 +1,10 @@
-"""Faster parts for decoding on a CPU: linear layers with weights in 32, 16 or 8 bits, and attention of one position.
+"""Faster decoding on a CPU: all blocks in one call, and linear layers with weights in 32, 16 or 8 bits.
 
 One decoded token costs one reading of all weights. torch's product of a single row reads with one thread, and its bf16
-and int8 ones need instructions that few processors have; `decoding_kernels.cpp` reads with all threads, at the speed
-of the memory, whatever the width. Attention of one position is some twenty operations of torch, or one call. The file
-is compiled for this very processor when it is asked for, which takes a second.
+and int8 ones need instructions that few processors have; around the products, each of a block's forty small operations
+costs about as long as a product of a small model. `decoding_kernels.cpp` takes a position through all blocks in one
+call and reads with all threads, at the speed of the memory, whatever the width. The file is compiled for this very
+processor when it is asked for, which takes two seconds.
 """
 
 import ctypes
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from command_line import UserError
-from model.attention import CausalAttention
+from model.block import Block
+from model.gpt import GPT
 from model.kv_cache import KVCache
+from model.normalization import LayerNorm, RMSNorm
 
 WeightType = Literal["fp32", "bf16", "int8"]
 
@@ -32,6 +35,37 @@ MOST_ROWS = 16
 
 _SOURCE = Path(__file__).with_name("decoding_kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+
+
+_ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
+"""Feed-forward variants in the order of the C++ file's `Activation`."""
+
+_Address, _Number, _Real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+# The structs of the C++ file, which explains their fields.
+class _Linear(ctypes.Structure):
+    _fields_ = (("weight", _Address), ("scale", _Address), ("bias", _Address), ("O", _Number), ("I", _Number))
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", _Address), ("bias", _Address))
+
+
+class _Block(ctypes.Structure):
+    _norms = (("attention_norm", _Norm), ("feed_forward_norm", _Norm))
+    _fields_ = (*_norms, *((name, _Linear) for name in ("qkv", "projection", "gate", "up", "down")))
+
+
+class _Model(ctypes.Structure):
+    _sizes = ((name, _Number) for name in ("n_blocks", "C", "H", "K", "D", "F"))
+    _choices = (("subtracts_mean", _Number), ("activation", _Number), ("norm_eps", _Real), ("qk_norm_eps", _Real))
+    _fields_ = (("blocks", _Address), *_sizes, ("final_norm", _Norm), *_choices)
+
+
+class _Step(ctypes.Structure):
+    _addresses = ((name, _Address) for name in ("lengths", "inputs", "outputs", "cosines", "sines", "keys", "values"))
+    _fields_ = (("B", _Number), ("capacity", _Number), ("rotation_stride", _Number), *_addresses)
 
 
 class FewRowsLinear(nn.Module):
@@ -54,7 +88,9 @@ class FewRowsLinear(nn.Module):
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self._n_outputs, self._n_inputs = weight.shape
         self._product = getattr(compiled(), f"linear_{weight_type}")
-        self._addresses = [None if t is None else t.data_ptr() for t in (self.stored, self.scale, self.bias)]
+        tensors = (self.stored, self.scale, self.bias)
+        self.pointers = _Linear(*(None if t is None else t.data_ptr() for t in tensors), *weight.shape)
+        """For the C++ file; good as long as this layer lives."""
 
     @property
     def weight(self) -> Tensor:
@@ -69,42 +105,85 @@ class FewRowsLinear(nn.Module):
             return F.linear(inputs, self.weight, self.bias)
         inputs = inputs.contiguous()
         outputs = torch.empty(*inputs.shape[:-1], self._n_outputs)
-        ends = (n_rows, self._n_outputs, self._n_inputs)
-        self._product(*self._addresses, inputs.data_ptr(), outputs.data_ptr(), *ends)
+        self._product(self.pointers, inputs.data_ptr(), outputs.data_ptr(), n_rows)
         return outputs
 
 
-def attend_one(
-    heads: Tensor, rotation: tuple[Tensor, Tensor] | None, kv_cache: KVCache, attention: CausalAttention
-) -> Tensor:
-    """Attention of one new position, which `kv_cache` takes in: (B, 1, (H + 2 K) D) of the qkv layer → (B, 1, H D)."""
-    config = attention.config
-    B, D, H, K = len(heads), config.channels_per_head, config.n_head, config.key_value_heads
-    keys, values = kv_cache.keys[attention.layer], kv_cache.values[attention.layer]
-    if keys.dtype != torch.float32 or not keys.is_contiguous():
-        raise ValueError(f"the kernel attends to a contiguous cache in float32, but this one is {keys.dtype}")
-    mixed = torch.empty(B, 1, H * D)
-    turns = (None, None) if rotation is None else (rotation[0].data_ptr(), rotation[1].data_ptr())
-    epsilon = torch.finfo(torch.float32).eps if config.qk_norm else -1.0
-    n_visible = min(kv_cache.lengths[0] + 1, kv_cache.capacity)
-    compiled().attend_one(
-        heads.data_ptr(), *turns, keys.data_ptr(), values.data_ptr(), mixed.data_ptr(), B, H, K, D,
-        kv_cache.capacity, kv_cache.lengths[0] % kv_cache.capacity, n_visible, epsilon,
-    )  # fmt: skip
-    return mixed
+class DecodingStep:
+    """One new position of a few rows through all blocks and the final norm of a GPT, without gradients."""
+
+    def __init__(self, model: GPT, weight_type: WeightType) -> None:
+        """The linear layers of `model` are FewRowsLinear of this `weight_type`."""
+        config = model.config
+        self._function = getattr(compiled(), f"step_through_blocks_{weight_type}")
+        # What is pointed to has to stay.
+        self._kept: list[object] = [model.blocks]
+        self._blocks = (_Block * config.n_layer)(*(self._block(block) for block in model.blocks))  # type: ignore[arg-type]
+        self._model = _Model(
+            blocks=ctypes.addressof(self._blocks),
+            n_blocks=config.n_layer,
+            C=config.n_embd,
+            H=config.n_head,
+            K=config.key_value_heads,
+            D=config.channels_per_head,
+            F=config.feed_forward_width,
+            final_norm=self._norm(model.final_norm),
+            subtracts_mean=config.normalization == "layernorm",
+            activation=_ACTIVATIONS.index(config.feed_forward),
+            norm_eps=config.norm_eps,
+            qk_norm_eps=torch.finfo(torch.float32).eps if config.qk_norm else -1.0,
+        )
+
+    def _block(self, block: Block) -> _Block:
+        layers = [("qkv", block.attention.qkv), ("projection", block.attention.projection)]
+        return _Block(
+            attention_norm=self._norm(block.attention_norm),
+            feed_forward_norm=self._norm(block.feed_forward_norm),
+            **{name: layer.pointers for name, layer in (*layers, *block.feed_forward.named_children())},
+        )
+
+    def _norm(self, norm: LayerNorm | RMSNorm) -> _Norm:
+        tensors = {name: parameter.detach().float().contiguous() for name, parameter in norm.named_parameters()}
+        self._kept.append(tensors)
+        return _Norm(**{name: tensor.data_ptr() for name, tensor in tensors.items()})
+
+    def can_take(self, inputs: Tensor, kv_cache: KVCache | None) -> bool:
+        """Whether these inputs (B, T, C) are one new position of at most MOST_ROWS rows, and all is in float32."""
+        if kv_cache is None or inputs.shape[1] != 1 or len(inputs) > MOST_ROWS:
+            return False
+        return inputs.dtype == kv_cache.keys.dtype == torch.float32 and kv_cache.keys.is_contiguous()
+
+    def __call__(self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None, kv_cache: KVCache) -> Tensor:
+        """What `Block`s and the final norm make of (B, 1, C): (B, 1, C); `kv_cache` takes the position in."""
+        inputs, outputs = inputs.contiguous(), torch.empty(inputs.shape)
+        lengths = (ctypes.c_int64 * len(inputs))(*kv_cache.lengths)
+        step = _Step(
+            B=len(inputs),
+            capacity=kv_cache.capacity,
+            lengths=ctypes.addressof(lengths),
+            inputs=inputs.data_ptr(),
+            outputs=outputs.data_ptr(),
+            keys=kv_cache.keys.data_ptr(),
+            values=kv_cache.values.data_ptr(),
+        )
+        if rotation is not None:
+            cosines, sines = rotation  # of each row, (B, 1, 1, D), or of all, (1, D)
+            step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()
+            step.rotation_stride = cosines.shape[-1] if cosines.ndim > 2 else 0
+        self._function(self._model, step)
+        return outputs
 
 
-def use_decoding_kernels(model: nn.Module, weight_type: WeightType) -> None:
+def use_decoding_kernels(model: GPT, weight_type: WeightType) -> None:
     """Let a model in float32 on the CPU decode with the kernels; raises UserError: see `compiled`.
 
     Embeddings stay as they are, also that which a tied head shared: of them a token reads only a row.
     """
     for module in list(model.modules()):
-        if isinstance(module, CausalAttention):
-            module.attend_one = attend_one
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, FewRowsLinear(child.weight, child.bias, weight_type))
+    model.decoding_step = DecodingStep(model, weight_type)
 
 
 @functools.cache
@@ -129,8 +208,7 @@ def compiled() -> ctypes.CDLL:
             )
         library = ctypes.CDLL(str(path))
     for weight_type in _DTYPES:
-        function = getattr(library, f"linear_{weight_type}")
-        function.argtypes, function.restype = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 3, None
-    attention = library.attend_one
-    attention.argtypes, attention.restype = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7 + [ctypes.c_float], None
+        linear, step = getattr(library, f"linear_{weight_type}"), getattr(library, f"step_through_blocks_{weight_type}")
+        linear.argtypes, linear.restype = [ctypes.POINTER(_Linear), _Address, _Address, _Number], None
+        step.argtypes, step.restype = [ctypes.POINTER(_Model), ctypes.POINTER(_Step)], None
     return library

@@ -4,6 +4,7 @@ token ids (B, T) → token embedding (+ positions, + n-grams) → blocks → fin
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from model.loss import linear_cross_entropy, token_losses
 from model.ngram_embedding import NgramEmbedding
 from model.normalization import NORMALIZATIONS
 from model.positions import RotaryPositions
+
+if TYPE_CHECKING:
+    from model.decoding_kernels import DecodingStep
 
 
 class GPT(nn.Module):
@@ -40,6 +44,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = NORMALIZATIONS[config.normalization](config, config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.decoding_step: DecodingStep | None = None
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
         initialize(self, config)
@@ -89,11 +94,15 @@ class GPT(nn.Module):
             highest = max(kv_cache.lengths) + T - 1
         hidden = self.dropout(self.embed(token_ids, positions, kv_cache))
         rotation = self.rotary(positions, highest) if self.rotary is not None else None
-        for block in self.blocks:
-            hidden = block(hidden, rotation, kv_cache)
+        if self.decoding_step is not None and kv_cache is not None and self.decoding_step.can_take(hidden, kv_cache):
+            hidden = self.decoding_step(hidden, rotation, kv_cache)
+        else:
+            for block in self.blocks:
+                hidden = block(hidden, rotation, kv_cache)
+            hidden = self.final_norm(hidden)
         if kv_cache is not None:
             kv_cache.end(token_ids)
-        return self.final_norm(hidden)  # type: ignore[no-any-return]
+        return hidden  # type: ignore[no-any-return]
 
     def embed(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """The input of the first block: (B, T) → (B, T, C)."""

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -281,10 +281,17 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there i
 
 
 @needs_compiler
-@pytest.mark.parametrize("variant", ["gpt2", "llama", "ours"])
-def test_the_compiled_kernel_draws_the_same_texts(build_model: BuildModel, tmp_path: Path, variant: str) -> None:
-    path, sampling = write_checkpoint(build_model(variant), tmp_path / "a.pt"), SamplingConfig(num_samples=3)
-    plain, compiled = (TextGenerator.load(path, "cpu", compile=flag).generate("ab", sampling) for flag in (False, True))
+@pytest.mark.parametrize(
+    ("variant", "cache"), [("gpt2", "window"), ("llama", "window"), ("ours", "window"), ("ours", "rolling")]
+)
+def test_the_compiled_kernel_draws_the_same_texts(
+    build_model: BuildModel, tmp_path: Path, variant: str, cache: Literal["window", "rolling"]
+) -> None:
+    path = write_checkpoint(build_model(variant), tmp_path / "a.pt")
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=50, cache=cache)
+    plain, compiled = (
+        TextGenerator.load(path, "cpu", compile=flag).generate(["ab", "abcde"], sampling) for flag in (False, True)
+    )
     assert [result.token_ids for result in plain] == [result.token_ids for result in compiled]
     for ours, theirs in zip(plain, compiled, strict=True):
         assert ours.log_probabilities == pytest.approx(theirs.log_probabilities, abs=1e-4)

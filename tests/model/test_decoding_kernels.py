@@ -1,8 +1,9 @@
-"""The compiled product of a few rows, against the same product in float64 by torch."""
+"""The compiled product of a few rows against torch's in float64, and the compiled step against the blocks of torch."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from model import decoding_kernels
 from model.config import ModelConfig
 from model.decoding_kernels import MOST_ROWS, FewRowsLinear, WeightType, compiled, use_decoding_kernels
 from model.gpt import GPT
-from model.kv_cache import KVCache
+from model.kv_cache import NO_TOKEN, KVCache
+from tests.model.conftest import ARCHITECTURES, SMALL
 
 Build = Callable[[ModelConfig], GPT]
 WEIGHT_TYPES: tuple[WeightType, ...] = ("fp32", "bf16", "int8")
+ROTARY = [name for name, fields in ARCHITECTURES.items() if fields.get("positions") == "rotary"]
 
 try:
     compiled()
@@ -112,6 +115,66 @@ def test_cached_decoding_equals_a_model_of_the_same_stored_weights(
         ours = [model(tokens[:, :12], cache), *(model(tokens[:, at : at + 1], cache) for at in range(12, 20))]
         tolerance = 5e-3 if weight_type == "int8" else 1e-4
         torch.testing.assert_close(torch.cat(ours, dim=1).double(), reference(tokens), rtol=tolerance, atol=tolerance)
+
+
+def decode(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states of the tokens (B, T), given one after the other: (B, T, C)."""
+    with torch.inference_mode():
+        return torch.cat([model.hidden_states(newest.unsqueeze(1), cache) for newest in tokens.T], dim=1)
+
+
+# Every architecture option, and with rotary positions also beyond the window.
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in ARCHITECTURES]
+    + [(name, options) for name in ROTARY for options in ({"rolling": True, "capacity": 8}, {"capacity": 40})],
+    ids=str,
+)
+def test_one_call_for_all_blocks_equals_the_blocks_one_by_one(build: Build, name: str, options: dict[str, Any]) -> None:
+    config = ModelConfig(**{**ARCHITECTURES[name], **SMALL, **({"context_length": 8} if options else {})})
+    torch.set_num_threads(1)
+    model, reference = build(config), build(config)
+    use_decoding_kernels(model, "fp32")
+    tokens = torch.randint(0, config.vocab_size, (MOST_ROWS + 1, 16), generator=torch.Generator().manual_seed(4))
+    prompts = tokens[:, :6].clone()
+    for row, prompt in enumerate(prompts):
+        prompt[4 + row % 3 :] = NO_TOKEN
+
+    def decoded(model: GPT, n_rows: int) -> tuple[Tensor, KVCache]:
+        cache = KVCache(config, n_rows, **options)
+        with torch.inference_mode():
+            model.hidden_states(prompts[:n_rows], cache)
+        return decode(model, tokens[:n_rows, 6:], cache), cache
+
+    expected, expected_cache = decoded(reference, MOST_ROWS + 1)
+    for n_rows in (1, 3, MOST_ROWS, MOST_ROWS + 1):
+        ours, cache = decoded(model, n_rows)
+        assert model.decoding_step is not None
+        assert model.decoding_step.can_take(ours[:, :1], cache) == (n_rows <= MOST_ROWS)
+        torch.testing.assert_close(ours, expected[:n_rows], rtol=0, atol=3e-5)
+        torch.testing.assert_close(cache.keys, expected_cache.keys[:, :n_rows], rtol=0, atol=3e-5)
+        torch.testing.assert_close(cache.values, expected_cache.values[:, :n_rows], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "ours"])
+def test_neither_the_other_rows_nor_the_threads_change_a_bit_of_a_step(
+    build: Build, name: str, weight_type: WeightType
+) -> None:
+    # So wide that already one row is worth several threads.
+    config = ModelConfig(**{**ARCHITECTURES[name], **SMALL, "n_embd": 120})
+    model = build(config)
+    use_decoding_kernels(model, weight_type)
+    tokens = torch.randint(0, 50, (MOST_ROWS, 3), generator=torch.Generator().manual_seed(5))
+    torch.set_num_threads(1)
+    expected_cache = KVCache(config, MOST_ROWS)
+    expected = decode(model, tokens, expected_cache)
+    for n_threads, n_rows in ((2, 1), (2, MOST_ROWS), (3, 3)):
+        torch.set_num_threads(n_threads)
+        cache = KVCache(config, n_rows)
+        assert torch.equal(decode(model, tokens[:n_rows], cache), expected[:n_rows])
+        assert torch.equal(cache.keys, expected_cache.keys[:, :n_rows])
+        assert torch.equal(cache.values, expected_cache.values[:, :n_rows])
 
 
 def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
