@@ -68,11 +68,12 @@ HARD = "tells_of_the_sea"
 
 
 def targets(name: str, arms: list[Arm]) -> list[Comparison]:
-    """The guided arm of the lowest perplexity that reaches the wanted rate, else that of the highest rate."""
+    """The guided arm of the lowest strength that reaches the wanted rate, else that of the highest rate."""
     by_name = {arm.name: arm for arm in arms}
     guided = [arm for arm in arms if arm.mode in ("exact", "fast")]
     reaching = [arm for arm in guided if arm.rate >= WANTED[name]]
-    chosen = min(reaching, key=lambda arm: arm.perplexity_ratio) if reaching else max(guided, key=lambda arm: arm.rate)
+    by_strength = sorted(reaching, key=lambda arm: float(arm.name.removeprefix(f"{arm.mode} ")))
+    chosen = by_strength[0] if reaching else max(guided, key=lambda arm: arm.rate)
 
     def one(arm: Arm, measure: str, unit: str, peer: str, own: float, other: float, target: Target) -> Comparison:
         measured = f"{name.replace('_', ' ')}, {arm.name.replace(' ', ' λ = ')}: {measure}"

@@ -15,7 +15,7 @@ def plot_arms(arms: Mapping[str, Sequence[Arm]], path: Path) -> None:
     # The object interface: no global figure, and no window system is ever touched.
     from matplotlib.figure import Figure
 
-    n_columns = 2
+    n_columns = min(2, len(arms))
     n_rows = -(-len(arms) // n_columns)
     figure = Figure(figsize=(5 * n_columns, 3.8 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
