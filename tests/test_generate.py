@@ -423,7 +423,7 @@ def test_a_terminal_shows_the_text_behind_its_explanation_also_after_ctrl_c(chec
 def test_the_text_streams_while_it_is_drawn(checkpoint: Path) -> None:
     process = start(checkpoint, *FOREVER)
     assert process.stdout is not None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     n_bytes = 0
     while n_bytes < 300 and time.monotonic() < deadline:
         n_bytes += len(process.stdout.read(100))
