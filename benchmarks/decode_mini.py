@@ -14,8 +14,9 @@ from benchmarks import decoding
 from benchmarks.machine import PROJECT
 from benchmarks.measuring import OURS, Target, alternate, compare, in_own_process
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
+from model.config import preset_config
 
-WINDOW = 256
+WINDOW = preset_config("mini", vocab_size=1).context_length
 NEW_TOKENS = 500
 
 
