@@ -23,7 +23,7 @@ def answer(config: BenchmarkConfig) -> Report:
     from benchmarks.guidance_study import Study
 
     study = Study(12 if config.quick else N_TEXTS, quick=config.quick)
-    report = report_on(study, [study.mood()], config, "guidance")
+    report = report_on(study, [study.mood(), *study.rules()], config)
     whole, beginnings = study.judge_accuracy
     bright = study.first_bright_texts()
     return replace(
@@ -37,13 +37,13 @@ def answer(config: BenchmarkConfig) -> Report:
     )
 
 
-def report_on(study: Study, attributes: Iterable[Attribute], config: BenchmarkConfig, name: str) -> Report:
+def report_on(study: Study, attributes: Iterable[Attribute], config: BenchmarkConfig) -> Report:
     """The arms of some attributes, their targets and picture."""
     from benchmarks.guidance_figure import plot_arms
 
     arms = {attribute.name: study.measure(attribute) for attribute in attributes}
     if not config.quick:
-        plot_arms(arms, RESULTS_FOLDER / f"{name}.png")
+        plot_arms(arms, RESULTS_FOLDER / "guidance.png")
     return Report(
         question="Does guidance reach what was asked for, at what price in quality, variety and time?",
         comparisons=[comparison for attribute, of_name in arms.items() for comparison in targets(attribute, of_name)],
