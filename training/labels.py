@@ -80,14 +80,17 @@ def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> Labe
     """
     assert config.rule is not None
     rule = load_rule(config.rule)
+    return label_samples(_draw(config.samples, config, generator), rule, generator, config.validation_fraction)
+
+
+def _draw(n_samples: int, config: DiscriminatorConfig, generator: TextGenerator) -> list[Result]:
     sampling = SamplingConfig(
         max_new_tokens=config.sample_tokens,
-        num_samples=config.samples,
+        num_samples=n_samples,
         temperature=config.sample_temperature,
         seed=config.seed,
     )
-    results = generator.generate(config.sample_prompt, sampling)
-    return label_samples(results, rule, generator, config.validation_fraction)
+    return generator.generate(config.sample_prompt, sampling)
 
 
 def with_own_samples(texts: LabelledTexts, config: DiscriminatorConfig, generator: TextGenerator) -> LabelledTexts:
@@ -102,13 +105,7 @@ def with_own_samples(texts: LabelledTexts, config: DiscriminatorConfig, generato
     whole = [text.token_ids[1:] for text in texts.training]
     forms = [tokenizer.decode(ids[:width]) for ids in whole for width in (len(ids), config.sample_tokens)]
     teacher = BagOfWords(forms, [text.label for text in texts.training for _ in range(2)], len(texts.labels))
-    sampling = SamplingConfig(
-        max_new_tokens=config.sample_tokens,
-        num_samples=config.own_samples,
-        temperature=config.sample_temperature,
-        seed=config.seed,
-    )
-    results = generator.generate(config.sample_prompt, sampling)
+    results = _draw(config.own_samples, config, generator)
     labels = teacher.logits([result.prompt + result.text for result in results]).argmax(dim=1).tolist()
     prompt = generator.encode_prompt(config.sample_prompt)
     start = text_start(tokenizer)

@@ -1,5 +1,6 @@
 """Cached decoding against uncached full passes, inside and far beyond the context window."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -203,6 +204,9 @@ def test_sampling_before_the_first_training_step_leaves_the_model_trainable(
     build_model: Callable[..., GPT], variant: str
 ) -> None:
     model = build_model(variant)
+    untouched = copy.deepcopy(model)
     ContextWindow(model, [[1, 2]], [0], LONG).start()
-    model.loss(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()  # type: ignore[no-untyped-call]
-    assert model.token_embedding.weight.grad is not None
+    for trained in (model, untouched):
+        trained.loss(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()  # type: ignore[no-untyped-call]
+    expected = {name: parameter.grad for name, parameter in untouched.named_parameters()}
+    torch.testing.assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
