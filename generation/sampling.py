@@ -80,6 +80,8 @@ def most_probable(logits: Tensor) -> Tensor:
 
 def _checked(chosen: Tensor, highest: Tensor) -> Tensor:
     """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,). Raises UserError for NaN."""
+    if (highest > -torch.inf).all():
+        return chosen
     if highest.isnan().any():
         raise UserError("a logits processor made logits that are not numbers (NaN); --explain shows the order of all")
     return chosen.masked_fill(highest == -torch.inf, NO_CANDIDATE)

@@ -45,6 +45,7 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch_size
         self.history = torch.full((batch_size, HISTORY), NO_TOKEN, dtype=torch.int64, device=device)
+        self._needs_history = bool(config.bigram_rows or config.trigram_rows)
         self.mask: Tensor | None = None
         self.is_causal = False
         self._counts = [0] * batch_size
@@ -118,12 +119,13 @@ class KVCache:
 
     def end(self, token_ids: Tensor) -> None:
         """Count the tokens of this call, after the last layer has stored them."""
-        seen = self.with_history(token_ids)
-        if self._places is None:
-            self.history = seen[:, -HISTORY:]
-        else:
-            last = torch.tensor(self._counts, device=seen.device).unsqueeze(1)
-            self.history = seen.gather(1, last + torch.arange(HISTORY, device=seen.device))
+        if self._needs_history:
+            seen = self.with_history(token_ids)
+            if self._places is None:
+                self.history = seen[:, -HISTORY:]
+            else:
+                last = torch.tensor(self._counts, device=seen.device).unsqueeze(1)
+                self.history = seen.gather(1, last + torch.arange(HISTORY, device=seen.device))
         self.lengths = [length + count for length, count in zip(self.lengths, self._counts, strict=True)]
 
     def copy_rows_from(self, other: "KVCache", rows: list[int]) -> None:

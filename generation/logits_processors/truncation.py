@@ -24,6 +24,8 @@ class Temperature:
         """(B, V) → (B, V)."""
         if self.temperature == 1:
             return logits
+        if 1e-3 < self.temperature < 1e3:
+            return logits / self.temperature
         # A shift changes no probability, and it keeps the best token finite at a temperature of 1e-30.
         limits = torch.finfo(logits.dtype)
         shifted = logits - logits.amax(dim=-1, keepdim=True).clamp(min=limits.min)
@@ -47,11 +49,13 @@ class TopK:
         if self.top_k >= logits.shape[-1]:
             return logits
         kth = logits.topk(self.top_k, dim=-1).values[:, -1:]  # (B, 1)
-        above, equal = logits > kth, logits == kth
-        # A threshold alone would let ties through, and k = 5 could keep six.
-        n_missing = self.top_k - above.sum(dim=-1, keepdim=True)
-        keep = above | (equal & (equal.cumsum(dim=-1) <= n_missing))
-        return logits.masked_fill(~keep, -torch.inf)
+        dropped = logits < kth
+        # A threshold alone lets ties through, and k = 5 could keep six; they are rare, so most steps skip this.
+        if int(dropped.sum()) < dropped.numel() - self.top_k * len(dropped):
+            equal = logits == kth
+            n_missing = self.top_k - (logits > kth).sum(dim=-1, keepdim=True)
+            dropped |= equal & (equal.cumsum(dim=-1) > n_missing)
+        return logits.masked_fill(dropped, -torch.inf)
 
 
 class MinP:

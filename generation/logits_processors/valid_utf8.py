@@ -76,7 +76,7 @@ class ValidUTF8:
         # Adding a row to all rows is the quickest way, and nearly always they stand in the same state.
         in_one_state = (states == states[0]).all()
         whole = logits + (self._bans[int(states[0])] if in_one_state else self._bans[states.tolist()])
-        if whole.amax(dim=1).min() > -torch.inf:
+        if float(whole.amax(dim=1).min()) > -torch.inf:
             return whole
         return torch.where(whole.amax(dim=1, keepdim=True) == -torch.inf, logits, whole)
 
@@ -88,7 +88,7 @@ class ValidUTF8:
         """
         n_read = min(3, n_new)
         ends = prompt_lengths + n_new
-        if int(ends.min()) == token_ids.shape[1]:
+        if len(ends) == 1 or int(ends.min()) == token_ids.shape[1]:
             last = token_ids[:, token_ids.shape[1] - n_read :]
         else:
             last = token_ids.gather(1, ends.unsqueeze(1) + torch.arange(-n_read, 0, device=ends.device))

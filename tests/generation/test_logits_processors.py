@@ -117,8 +117,8 @@ def first_to_reach(order: Sequence[int], probabilities: Sequence[float], mass: f
 
 
 def temperature_rule(chance: random.Random) -> Any:
-    t = chance.choice([0.1, 0.7, 3.0, 1e300])
-    return lambda: Temperature(t), lambda _, logits, __: [(logit - max(logits)) / t for logit in logits]
+    t = chance.choice([0.1, 0.7, 3.0])
+    return lambda: Temperature(t), lambda _, logits, __: [logit / t for logit in logits]
 
 
 def top_k_rule(chance: random.Random) -> Any:
