@@ -38,7 +38,7 @@ from generation.text_generator import TextGenerator
 from model.checkpoint import read_card
 from training.attributes import asks_a_question, ends_with_a_sentence, tells_of_the_sea
 from training.discriminator_config import DiscriminatorConfig
-from training.labels import label_samples
+from training.own_samples import label_by
 from training.train_discriminator import fit
 from training.train_discriminator import run as train_from_files
 
@@ -161,7 +161,6 @@ class Study:
                 sample_tokens=N_TOKENS,
                 epochs=5,
                 batch_texts=64,
-                learning_rate=0.002,
                 output=str(guide),
                 device="cpu",
             )
@@ -181,14 +180,15 @@ class Study:
         if not guide.exists():
             config = DiscriminatorConfig(
                 rule=f"training/attributes.py:{name}",
-                epochs=8,
+                samples=len(samples),
+                sample_tokens=N_TOKENS,
+                epochs=6,
                 batch_texts=64,
-                learning_rate=0.003,
                 output=str(guide),
                 device="cpu",
             )
             label = name.replace("_", "-")
-            texts = label_samples(samples, lambda text: label if rule(text) else f"not-{label}", self._generator, 0.2)
+            texts = label_by(lambda text: label if rule(text) else f"not-{label}", samples, self._generator, 0.2)
             fit(config, self._generator, texts, guide, "python -m benchmarks.guidance")
         ids: dict[bool, list[list[int]]] = {True: [], False: []}
         for result in samples:

@@ -32,12 +32,18 @@ class PrefixQuality:
 
 
 def pad_texts(texts: Sequence[LabelledText], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and labels of all prefixes, twice (B, T); NO_LABEL and id 0 behind the shorter texts."""
+    """Token ids and labels of all prefixes, twice (B, T); NO_LABEL and id 0 behind the shorter texts.
+
+    Prefixes before a text's `first` have NO_LABEL too.
+    """
     rows = [text.token_ids for text in texts]
     width = max(len(row) for row in rows)
     token_ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    labels = [[text.label] * len(row) + [NO_LABEL] * (width - len(row)) for text, row in zip(texts, rows, strict=True)]
-    return token_ids, torch.tensor(labels, device=device)
+    columns = torch.arange(width, device=device)
+    first = torch.tensor([[text.first] for text in texts], device=device)
+    n_tokens = torch.tensor([[len(row)] for row in rows], device=device)
+    labels = torch.tensor([[text.label] for text in texts], device=device).expand(-1, width)
+    return token_ids, labels.where((columns >= first) & (columns < n_tokens), NO_LABEL)
 
 
 @torch.inference_mode()

@@ -40,6 +40,13 @@ class DiscriminatorConfig:
         at_least=0,
         at_most=10**7,
     )
+    guided_samples: int | None = option(
+        None,
+        "then learn once more, also from so many samples that begin under the guidance learned so far; what is rare is "
+        "found there (default: half as many as --samples or --own-samples)",
+        at_least=0,
+        at_most=10**7,
+    )
     sample_tokens: int = option(128, "tokens of a sample at most", at_least=1, at_most=10**6)
     sample_temperature: float = option(1.0, "temperature; best the one you will decode with", above=0, at_most=100)
     sample_prompt: str = option("", "beginning of every sample (default: none)", metavar="TEXT")
@@ -68,7 +75,7 @@ class DiscriminatorConfig:
     dropout: float = option(0.1, "share of activations dropped while training", at_least=0, below=1)
     token_noise: float | None = option(
         None,
-        "share of tokens replaced by random ones while training (default: 0.3, with --own-samples 0.1, with --rule 0)",
+        "share of tokens replaced by random ones while training (default: 0.3, with --rule or --own-samples 0.1)",
         at_least=0,
         below=1,
     )
@@ -82,7 +89,10 @@ class DiscriminatorConfig:
     epochs: int = option(8, "passes over the training texts", at_least=1, at_most=10**6, group="training")
     batch_texts: int = option(32, "texts in an optimizer step", at_least=1, at_most=2**20)
     learning_rate: float | None = option(
-        None, "peak rate of AdamW (default: 0.001, with --init 0.0002, with --body 0.00005)", above=0, at_most=1
+        None,
+        "peak rate of Muon, AdamW's a quarter (default: 0.02, with --init 0.002); with --body of AdamW (0.00005)",
+        above=0,
+        at_most=1,
     )
     weight_decay: float = option(0.1, "decay of the matrices, times the learning rate", at_least=0)
     validation_fraction: float = option(0.2, "share of the texts held out", above=0, below=1)
@@ -118,6 +128,11 @@ class DiscriminatorConfig:
             raise UserError(f"{missing} is missing: a discriminator learns from texts with and without the attribute")
         if self.rule is not None and self.own_samples:
             raise UserError("with --rule all texts are samples of the language model: say --samples, not --own-samples")
+        if self.guided_samples and (self.body is not None or (self.rule is None and not self.own_samples)):
+            raise UserError(
+                "--guided-samples needs --rule or --own-samples, which label them, and no --body, which is too slow to "
+                "guide them; leave it out"
+            )
         if self.body is not None and self.init is not None:
             raise UserError("--body and --init both name a body for the discriminator; give one of them")
         if self.n_embd % (2 * self.n_head):
@@ -127,13 +142,21 @@ class DiscriminatorConfig:
             )
 
     @property
+    def n_guided_samples(self) -> int:
+        """How many samples begin under guidance in the second round; 0: there is none."""
+        if self.body is not None:
+            return 0
+        n_samples = self.samples if self.rule is not None else self.own_samples
+        return n_samples // 2 if self.guided_samples is None else self.guided_samples
+
+    @property
     def noise(self) -> float:
-        """Share of tokens replaced; samples that a rule labels are many, and a replaced token would make it wrong."""
+        """Share of tokens replaced: hundreds of texts are learned by heart sooner than thousands of samples."""
         if self.token_noise is not None:
             return self.token_noise
-        return 0.0 if self.rule is not None else 0.1 if self.own_samples else 0.3
+        return 0.1 if self.rule is not None or self.own_samples else 0.3
 
     @property
     def peak_learning_rate(self) -> float:
-        """Of AdamW; a trained body wants smaller steps than fresh weights (BERT: Devlin et al. 2018, appendix A.3)."""
-        return self.learning_rate or (0.00005 if self.body is not None else 0.0002 if self.init is not None else 0.001)
+        """A trained body wants smaller steps than fresh weights (BERT: Devlin et al. 2018, appendix A.3)."""
+        return self.learning_rate or (0.00005 if self.body is not None else 0.002 if self.init is not None else 0.02)

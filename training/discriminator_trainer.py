@@ -15,7 +15,7 @@ from command_line import EXIT_DIVERGED, UserError
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
 from model.checkpoint import load_checkpoint
-from model.config import ModelConfig
+from model.config import preset_config
 from model.discriminator import NO_LABEL, Discriminator
 from model.gpt import GPT
 from training.calibration import (
@@ -35,6 +35,9 @@ from training.schedules import learning_rate_factor
 AVERAGING_RATE = 0.02
 """Share of the newest weights in their running average, which spans about 50 steps. Few texts make noisy steps, and
 the average answers with far more honest probabilities (Izmailov et al. 2018, arxiv.org/abs/1803.05407)."""
+
+TRACE = 0.3
+"""λ of TD(λ), see `expected_labels`: 1 would learn from the labels of whole texts alone."""
 
 
 class DivergedDiscriminatorError(UserError):
@@ -73,15 +76,13 @@ def build_discriminator(
     """A small fresh network, or a copy of the language model when there is one."""
     if language_model is not None:
         return Discriminator.from_language_model(language_model, n_labels, config.dropout)
-    body = ModelConfig(
+    body = preset_config(
+        "nano",
         vocab_size=vocab_size,
         context_length=config.context_length,
         n_layer=config.n_layer,
         n_head=config.n_head,
         n_embd=config.n_embd,
-        normalization="rmsnorm",
-        positions="rotary",
-        tied_head=False,
         dropout=config.dropout,
     )
     return Discriminator(body, n_labels)
@@ -97,14 +98,16 @@ def train_discriminator(
 
     Raises DivergedDiscriminatorError.
     """
+    rate = config.peak_learning_rate
     settings = TrainConfig(
-        optimizer="adamw", learning_rate=config.peak_learning_rate, weight_decay=config.weight_decay, seed=config.seed
+        learning_rate=rate, embedding_learning_rate=rate / 4, weight_decay=config.weight_decay, seed=config.seed
     )
     texts = texts.in_windows(discriminator.config.context_length)
     optimizer = build_optimizer(discriminator, settings)
     order = torch.Generator().manual_seed(config.seed)
     n_batches = -(-len(texts.training) // config.batch_texts)
     averaged = copy.deepcopy(discriminator).eval()
+    is_fresh = not discriminator.head.weight.any()
     best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(averaged)
     step = 0
     for epoch in range(config.epochs):
@@ -113,7 +116,9 @@ def train_discriminator(
         for batch in shuffled_batches(texts.training, config.batch_texts, order):
             optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
             optimizer.zero_grad()
-            loss = training_loss(discriminator, batch, config.noise)
+            # In the first epoch of a fresh network the average knows nothing to learn from.
+            teacher = None if is_fresh and epoch == 0 else averaged
+            loss = training_loss(discriminator, batch, config.noise, teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(discriminator.parameters(), settings.gradient_clip)
             optimizer.step()
@@ -123,8 +128,7 @@ def train_discriminator(
         tuning_loss, accuracy = _judge(averaged, texts.tuning)
         if not tuning_loss < float("inf"):
             raise DivergedDiscriminatorError(
-                f"the loss is no number (NaN) in epoch {epoch + 1}; try a lower --learning-rate than "
-                f"{config.peak_learning_rate:g}"
+                f"the loss is no number (NaN) in epoch {epoch + 1}; try a lower --learning-rate than {rate:g}"
             )
         say(
             f"epoch {epoch + 1:>3} of {config.epochs}  loss {total:.3f}  tuning {tuning_loss:.3f}, {accuracy:.1%} right"
@@ -135,8 +139,13 @@ def train_discriminator(
     return _finish(discriminator.eval(), texts, best_epoch)
 
 
-def training_loss(discriminator: Discriminator, texts: Sequence[LabelledText], token_noise: float = 0.0) -> Tensor:
-    """Cross-entropy of the label at every prefix, in nats.
+def training_loss(
+    discriminator: Discriminator,
+    texts: Sequence[LabelledText],
+    token_noise: float = 0.0,
+    teacher: Discriminator | None = None,
+) -> Tensor:
+    """Cross-entropy in nats at every prefix, of the label of its text or, with a teacher, of `expected_labels`.
 
     A share `token_noise` of the tokens is replaced by random ones, so that no text can be learned by heart.
     """
@@ -147,9 +156,29 @@ def training_loss(discriminator: Discriminator, texts: Sequence[LabelledText], t
         replaced[:, 0] = False  # the start token stands before every text
         token_ids = torch.where(replaced, torch.randint_like(token_ids, discriminator.config.vocab_size), token_ids)
     class_logits = discriminator(token_ids)  # (B, T, L)
-    losses = F.cross_entropy(class_logits.transpose(1, 2), labels, ignore_index=NO_LABEL, reduction="none")  # (B, T)
+    targets = F.one_hot(labels.clamp(min=0), discriminator.n_labels).to(class_logits.dtype)  # (B, T, L)
+    if teacher is not None:
+        with torch.no_grad():
+            targets = expected_labels(teacher(token_ids).softmax(dim=-1), targets, labels != NO_LABEL, TRACE)
+    losses = F.cross_entropy(class_logits.transpose(1, 2), targets.transpose(1, 2), reduction="none")  # (B, T)
     weights = prefix_weights(labels)
     return (losses * weights).sum() / weights.sum()
+
+
+def expected_labels(answers: Tensor, labels: Tensor, is_text: Tensor, trace: float) -> Tensor:
+    """What each prefix shall answer, judged by the answers to longer ones: three times (B, T, L), `is_text` (B, T).
+
+    p(label | prefix) is the mean of p(label | prefix + x) over the tokens x that may come next. So an answer given one
+    token later is as right a target on average as the label of the whole text, and much less noisy: a small set of
+    texts has to be learned by heart to foretell labels from first words. The target is the answer one token later by a
+    share of 1 − trace, by the rest the target there; only the last prefix of a text learns its label as it is. TD(λ):
+    Sutton 1988, "Learning to predict by the methods of temporal differences", doi.org/10.1007/BF00115009.
+    """
+    targets = labels.clone()
+    for t in range(labels.shape[1] - 2, -1, -1):
+        mixed = torch.lerp(answers[:, t + 1], targets[:, t + 1], trace)
+        targets[:, t] = torch.where(is_text[:, t + 1, None], mixed, labels[:, t])
+    return targets
 
 
 def prefix_weights(labels: Tensor) -> Tensor:
@@ -173,9 +202,19 @@ def _copy_state(discriminator: Discriminator) -> dict[str, Tensor]:
 
 
 def _judge(discriminator: Discriminator, texts: Sequence[LabelledText]) -> tuple[float, float]:
-    """Loss in nats and accuracy over all prefixes."""
+    """Loss in nats, that of all prefixes and that of whole texts in equal parts, and accuracy over all prefixes.
+
+    What decides may stand in one token: what is gained there is little among all prefixes, but steers the most.
+    """
     logits, labels, _ = _score(discriminator, texts)
-    return F.cross_entropy(logits, labels).item(), quality(logits, labels, "all").accuracy
+    whole = _whole_texts(texts)
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits[whole], labels[whole])) / 2
+    return loss.item(), quality(logits, labels, "all").accuracy
+
+
+def _whole_texts(texts: Sequence[LabelledText]) -> Tensor:
+    """The places of the whole texts among all prefixes, which come text by text, each from the shortest on."""
+    return torch.tensor([len(text.token_ids) - text.first for text in texts]).cumsum(0) - 1
 
 
 def _score(discriminator: Discriminator, texts: Sequence[LabelledText]) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,10 +227,9 @@ def _finish(discriminator: Discriminator, texts: LabelledTexts, best_epoch: int)
     sharpness = best_sharpness(logits, labels)
     discriminator.sharpen(sharpness)
     logits, labels, lengths = _score(discriminator, texts.held_out)
-    # Prefixes come text by text, each from the shortest to the whole.
-    is_last = torch.cat((lengths[1:] <= lengths[:-1], torch.ones_like(lengths[:1], dtype=torch.bool)))
+    whole = _whole_texts(texts.held_out)
     return HeldOutQuality(
-        whole_texts=quality(logits[is_last], labels[is_last], "whole texts"),
+        whole_texts=quality(logits[whole], labels[whole], "whole texts"),
         all_prefixes=quality(logits, labels, "all"),
         by_length=prefix_qualities(logits, labels, lengths),
         best_epoch=best_epoch,

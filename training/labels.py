@@ -1,4 +1,4 @@
-"""Labelled texts for a discriminator: the user's own, or samples of the language model labelled by the user's rule."""
+"""Labelled texts for a discriminator: read from the user's files, split, cut into windows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from command_line import UserError
 from data.sources import open_source
 from data.split import in_validation
 from data.tokenizers.base import Tokenizer
-from generation.config import SamplingConfig
 from generation.discriminators import text_start
 from generation.extensions import load_name
-from generation.text_generator import Result, TextGenerator
-from training.bag_of_words import BagOfWords
 from training.discriminator_config import DiscriminatorConfig
 
 MIN_TEXTS = 20
@@ -32,6 +29,8 @@ class LabelledText:
 
     token_ids: list[int]
     label: int
+    first: int = 0
+    """Prefixes of fewer tokens, the start not counted, are neither learned from nor judged: guidance wrote them."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +41,33 @@ class LabelledTexts:
     training: list[LabelledText]
     tuning: list[LabelledText]
     held_out: list[LabelledText]
+    label_samples: Callable[[Sequence[str]], list[int]] | None = None
+    """The labels of other samples of the language model, NO_LABEL for an unknown one; None where only the given texts
+    have labels."""
 
     @property
     def shares(self) -> list[float]:
-        """Share of each label among all texts: the prior, which stays as it is."""
-        texts = [*self.training, *self.tuning, *self.held_out]
+        """Share of each label among all texts that nothing has guided: the prior, which stays as it is."""
+        texts = [text for part in (self.training, self.tuning, self.held_out) for text in part if not text.first]
         counts = Counter(text.label for text in texts)
         return [counts[number] / len(texts) for number in range(len(self.labels))]
 
     def in_windows(self, context_length: int) -> LabelledTexts:
         """The same texts, the longer ones cut into windows that a discriminator sees at once."""
-        parts = (_cut(texts, context_length) for texts in (self.training, self.tuning, self.held_out))
-        return LabelledTexts(self.labels, *parts)
+        return replace(
+            self,
+            training=_cut(self.training, context_length),
+            tuning=_cut(self.tuning, context_length),
+            held_out=_cut(self.held_out, context_length),
+        )
 
 
 def _cut(texts: Sequence[LabelledText], width: int) -> list[LabelledText]:
     return [
-        LabelledText(text.token_ids[first : first + width], text.label)
+        LabelledText(text.token_ids[start : start + width], text.label, max(0, text.first - start))
         for text in texts
-        for first in range(0, len(text.token_ids), width)
+        for start in range(0, len(text.token_ids), width)
+        if start + width > text.first
     ]
 
 
@@ -71,67 +78,6 @@ def read_labelled_texts(config: DiscriminatorConfig, tokenizer: Tokenizer) -> La
     labels = list(dict.fromkeys(label for _, label in pairs))
     texts = [LabelledText([start, *tokenizer.encode(text), end], labels.index(label)) for text, label in pairs]
     return split_texts(labels, texts, config.validation_fraction)
-
-
-def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> LabelledTexts:
-    """Samples of the language model, labelled by the rule that `--rule` names; raises UserError.
-
-    They are drawn from the very distribution that guidance will change, and their shares are its true prior.
-    """
-    assert config.rule is not None
-    rule = load_rule(config.rule)
-    return label_samples(_draw(config.samples, config, generator), rule, generator, config.validation_fraction)
-
-
-def _draw(n_samples: int, config: DiscriminatorConfig, generator: TextGenerator) -> list[Result]:
-    sampling = SamplingConfig(
-        max_new_tokens=config.sample_tokens,
-        num_samples=n_samples,
-        temperature=config.sample_temperature,
-        seed=config.seed,
-    )
-    return generator.generate(config.sample_prompt, sampling)
-
-
-def with_own_samples(texts: LabelledTexts, config: DiscriminatorConfig, generator: TextGenerator) -> LabelledTexts:
-    """The same texts and, to learn from beside them, `--own-samples` samples that a bag of words labels.
-
-    The bag of words needs few texts, but sees only whole ones; the samples pass on what it knows to a network that
-    sees prefixes, in the very texts that guidance will change (learning from one's own labels: Scudder 1965,
-    doi.org/10.1109/TIT.1965.1053799), and their shares are the true prior there. It learns from the training texts
-    alone, so that tuning and report stay honest, and from their beginnings too, for samples end early.
-    """
-    tokenizer = generator.tokenizer
-    whole = [text.token_ids[1:] for text in texts.training]
-    forms = [tokenizer.decode(ids[:width]) for ids in whole for width in (len(ids), config.sample_tokens)]
-    teacher = BagOfWords(forms, [text.label for text in texts.training for _ in range(2)], len(texts.labels))
-    results = _draw(config.own_samples, config, generator)
-    labels = teacher.logits([result.prompt + result.text for result in results]).argmax(dim=1).tolist()
-    prompt = generator.encode_prompt(config.sample_prompt)
-    start = text_start(tokenizer)
-    before = [start, *(token for token in prompt if token != start)]
-    own = [LabelledText([*before, *result.token_ids], label) for result, label in zip(results, labels, strict=True)]
-    return replace(texts, training=[*texts.training, *own])
-
-
-def label_samples(
-    results: Sequence[Result], rule: Callable[[str], str], generator: TextGenerator, validation_fraction: float
-) -> LabelledTexts:
-    """Finished samples with the labels that a rule gives to their whole texts; raises UserError."""
-    start = text_start(generator.tokenizer)
-    found = [rule(result.prompt + result.text) for result in results]
-    labels = sorted(set(found), key=lambda label: (label.startswith("not-"), label))
-    if len(labels) < 2:
-        raise UserError(
-            f"the rule gives all {len(results)} samples the label {labels[0]!r}, so there is nothing to learn; draw "
-            "more --samples, or longer ones with --sample-tokens"
-        )
-    prompts = {result.prompt: generator.encode_prompt(result.prompt) for result in results}
-    texts = []
-    for result, label in zip(results, found, strict=True):
-        prompt = [token for token in prompts[result.prompt] if token != start]
-        texts.append(LabelledText([start, *prompt, *result.token_ids], labels.index(label)))
-    return split_texts(labels, texts, validation_fraction)
 
 
 def load_rule(spec: str) -> Callable[[str], str]:

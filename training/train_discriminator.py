@@ -47,7 +47,8 @@ def main() -> None:
 def run(config: DiscriminatorConfig, language_model: Path, command: str) -> Path:
     """Train as the config says and save; returns the file. Everything a user can cause is a UserError."""
     from generation.text_generator import TextGenerator
-    from training.labels import label_by_rule, read_labelled_texts, with_own_samples
+    from training.labels import read_labelled_texts
+    from training.own_samples import label_by_rule, with_own_samples
 
     generator = TextGenerator.load(language_model, config.device, "fp32", notify=_say)
     if config.rule is not None:
@@ -75,6 +76,7 @@ def fit(
     from training.calibration import quality_table
     from training.discriminator_trainer import build_discriminator, load_body, train_discriminator
     from training.distillation import distil_next_token_head
+    from training.guided_samples import with_guided_samples
 
     _say_texts(texts)
     torch.manual_seed(config.seed)
@@ -82,6 +84,10 @@ def fit(
     discriminator = build_discriminator(config, generator.tokenizer.vocab_size, len(texts.labels), body)
     discriminator.to(generator.model.token_embedding.weight.device)
     quality = train_discriminator(discriminator, texts, config, _say)
+    if config.n_guided_samples:
+        _say(f"sampling    {config.n_guided_samples:,} texts that begin under its guidance")
+        texts = with_guided_samples(texts, discriminator, config, generator)
+        quality = train_discriminator(discriminator, texts, config, _say)
     _report(quality)
     if config.next_token_rank:
         discriminator.next_token, fast = distil_next_token_head(

@@ -14,7 +14,8 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from training.bag_of_words import BagOfWords, words, words_and_pairs
 from training.discriminator_config import DiscriminatorConfig
-from training.labels import LabelledText, LabelledTexts, with_own_samples
+from training.labels import LabelledText, LabelledTexts
+from training.own_samples import with_own_samples
 
 TOKENIZER = ByteTokenizer()
 
@@ -74,7 +75,7 @@ def test_own_samples_are_labelled_by_what_the_training_texts_taught(
     sizes = ModelConfig(vocab_size=257, context_length=16, n_layer=1, n_head=1, n_embd=8)
     generator = TextGenerator(GPT(sizes).eval(), TOKENIZER)
 
-    def generate(prompt: str, sampling: object) -> list[Result]:
+    def generate(prompt: str, sampling: object, **_: object) -> list[Result]:
         return [Result(n, prompt, text, "", TOKENIZER.encode(text), []) for n, text in enumerate(drawn)]
 
     monkeypatch.setattr(generator, "generate", generate)
@@ -85,8 +86,8 @@ def test_own_samples_are_labelled_by_what_the_training_texts_taught(
     own = more.training[60:]
     assert [text.token_ids for text in own] == [[256, *TOKENIZER.encode(text)] for text in drawn]
     assert [text.label for text in own] == [0, 1, 0, 1]
-    exchanged = [replace(text, label=1 - text.label) for text in texts.training]
-    other = with_own_samples(replace(texts, training=exchanged), config, generator)
+    training, tuning = ([replace(t, label=1 - t.label) for t in part] for part in (texts.training, texts.tuning))
+    other = with_own_samples(replace(texts, training=training, tuning=tuning), config, generator)
     assert [text.label for text in other.training[60:]] == [1, 0, 1, 0]
 
 

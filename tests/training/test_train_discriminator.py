@@ -1,6 +1,7 @@
 """Training a discriminator: honest probabilities of the label at every prefix, from files or from a rule."""
 
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -24,16 +25,19 @@ from model.discriminator import NO_LABEL, Discriminator
 from model.gpt import GPT
 from model.kv_cache import KVCache
 from training import train_discriminator as program
-from training.calibration import best_sharpness, calibration_error, prefix_qualities, score_prefixes
+from training.calibration import best_sharpness, calibration_error, pad_texts, prefix_qualities, score_prefixes
 from training.discriminator_config import DiscriminatorConfig
 from training.discriminator_trainer import (
     build_discriminator,
+    expected_labels,
     load_body,
     prefix_weights,
     train_discriminator,
 )
 from training.distillation import distil_next_token_head, next_token_logits
-from training.labels import LabelledText, label_by_rule, load_rule, read_labelled_texts, split_texts
+from training.guided_samples import with_guided_samples
+from training.labels import LabelledText, load_rule, read_labelled_texts, split_texts
+from training.own_samples import label_by_rule
 
 TOKENIZER = ByteTokenizer()
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context_length": 32, "next_token_rank": 4, "batch_texts": 16}
@@ -96,6 +100,42 @@ def test_the_answer_at_a_prefix_is_the_share_of_its_texts_that_have_the_label() 
     assert answers[:, 0].tolist() == pytest.approx([0.525, 0.525], abs=0.1)
     assert answers[0, 1:].tolist() == pytest.approx([0.8] * 4, abs=0.1)
     assert answers[1, 1:].tolist() == pytest.approx([0.25] * 4, abs=0.1)
+
+
+def test_what_a_prefix_shall_answer_is_the_sum_over_all_longer_ones() -> None:
+    """λ-return by its definition: (1 − λ) Σ λⁿ · (answer n + 1 tokens later), and the label with what is left."""
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.rand(2, 5, 3, generator=generator).softmax(-1)
+    labels = torch.eye(3)[torch.tensor([2, 0])].unsqueeze(1).expand(2, 5, 3)
+    n_tokens = [5, 3]
+    is_text = torch.arange(5) < torch.tensor(n_tokens).unsqueeze(1)
+    targets = expected_labels(answers, labels, is_text, 0.3)
+    for row, length in enumerate(n_tokens):
+        for t in range(length):
+            n_later = length - 1 - t
+            later = sum(0.7 * 0.3**n * answers[row, t + 1 + n] for n in range(n_later))
+            assert torch.allclose(targets[row, t], later + 0.3**n_later * labels[row, t])
+
+
+def test_the_token_that_settles_the_label_is_known_where_it_stands() -> None:
+    """Texts of letters, desired with a q in any place: a guide that knows it one token late steers nowhere."""
+    chance = random.Random(2)
+    texts = []
+    for _ in range(1500):
+        text = "".join(chance.choices("abcdefghij", k=20))
+        is_desired = chance.random() < 0.1
+        if is_desired:
+            at = chance.randrange(20)
+            text = text[:at] + "q" + text[at + 1 :]
+        texts.append(LabelledText([256, *TOKENIZER.encode(text)], 0 if is_desired else 1))
+    config = DiscriminatorConfig(rule="unused.py:rule", epochs=3, **SMALL)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    discriminator = build_discriminator(config, 257, 2, None)
+    train_discriminator(discriminator, split_texts(["has-q", "not"], texts, 0.2), config, lambda _: None)
+    with torch.no_grad():
+        answers = discriminator(torch.tensor([[256, *TOKENIZER.encode("abcdeqfgh")]])).softmax(-1)[0, :, 0]
+    assert answers[:6].max() < 0.3
+    assert answers[6:].min() > 0.8
 
 
 def test_two_piles_of_text_become_a_file_that_steers(
@@ -173,6 +213,42 @@ def test_samples_are_labelled_by_the_rule_and_their_shares_are_the_prior(languag
     assert share == pytest.approx(65 / 129, abs=4 * math.sqrt(0.25 / len(ascii_texts)))
 
 
+@torch.no_grad()
+def test_guided_samples_are_the_language_models_own_from_their_first_prefix_on(tmp_path: Path) -> None:
+    """A guide that asks for the letter a alone: all is a up to `first`, and a fifth behind it, as the model draws."""
+    tokenizer = CharacterTokenizer("abcde")
+    model = GPT(ModelConfig(vocab_size=6, context_length=16, n_layer=1, n_head=1, n_embd=8, tied_head=False))
+    model.head.weight.zero_()
+    generator = TextGenerator(model.eval(), tokenizer)
+    discriminator = Discriminator(ModelConfig(vocab_size=6, n_layer=1, n_head=1, n_embd=8), 2)
+    for parameter in discriminator.parameters():
+        parameter.zero_()
+    discriminator.final_norm.weight.fill_(1)
+    discriminator.token_embedding.weight[:, 0] = -1
+    discriminator.token_embedding.weight[0, 0] = 1
+    discriminator.head.weight[0, 0] = 20
+    rules = tmp_path / "rules.py"
+    rules.write_text("def begins_with_a(text):\n    return text.startswith('a')\n", encoding="utf-8")
+    config = DiscriminatorConfig(rule=f"{rules}:begins_with_a", samples=400, guided_samples=640, sample_tokens=8)
+    texts = label_by_rule(config, generator)
+    more = with_guided_samples(texts, discriminator.eval(), config, generator)
+    assert more.shares == texts.shares
+    assert more.held_out == texts.held_out
+    guided = [text for text in (*more.training, *more.tuning) if text.first]
+    assert len(guided) == 640
+    assert sum(text.first > 0 for text in more.tuning) == 64
+    assert all((text.token_ids[1] == 0) == (text.label == 0) for text in guided)
+    towards = [text for text in guided if text.label == 0]
+    assert len({text.first for text in towards}) > 3  # guidance lets go in many places
+    assert all(set(text.token_ids[1 : text.first + 1]) == {0} for text in towards)
+    behind = [token for text in towards for token in text.token_ids[text.first + 1 :]]
+    assert behind.count(0) / len(behind) == pytest.approx(1 / 6, abs=0.05)
+    _, labels = pad_texts(guided, torch.device("cpu"))
+    for text, row in zip(guided, labels.tolist(), strict=True):
+        assert row[: text.first] == [NO_LABEL] * text.first  # nothing is learned from what guidance wrote
+        assert row[text.first : len(text.token_ids)] == [text.label] * (len(text.token_ids) - text.first)
+
+
 def test_a_rule_that_holds_for_nothing_is_refused(language_model: Path, tmp_path: Path) -> None:
     rules = tmp_path / "rules.py"
     rules.write_text("def never(text):\n    return False\n", encoding="utf-8")
@@ -235,6 +311,8 @@ def test_long_texts_are_cut_into_windows_of_the_same_label() -> None:
     windows = texts.in_windows(4).training
     assert [window.token_ids for window in windows[:3]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [window.label for window in windows[:3]] == [texts.training[0].label] * 3
+    guided = dataclasses.replace(texts, training=[LabelledText(list(range(10)), 0, first=5)]).in_windows(4).training
+    assert [(window.token_ids, window.first) for window in guided] == [([4, 5, 6, 7], 1), ([8, 9], 0)]
 
 
 def test_the_weight_of_a_prefix_does_not_tell_how_long_its_text_will_be() -> None:
