@@ -1,11 +1,12 @@
-"""The README's table of results, made from benchmarks/results/*.json: `python -m benchmarks.tables`.
+"""The tables of results, made from benchmarks/results/*.json: `python -m benchmarks.tables`.
 
-With `--readme README.md`, the text between the two marker lines there is replaced.
+With `--readme README.md` and `--guidance docs/guidance.md`, the text between the two marker lines there is replaced.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ END_MARKER = "<!-- end of benchmarks -->"
 
 @dataclass(frozen=True)
 class TablesConfig:
-    """Where the table goes."""
+    """Where the tables go."""
 
     readme: str | None = option(
-        None, "file whose marked part is replaced (default: print)", metavar="FILE", group="table"
+        None, "file that gets all comparisons (default: print them)", metavar="FILE", group="files with a marked part"
     )
+    guidance: str | None = option(None, "file that gets all ways of guidance", metavar="FILE")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -75,6 +77,24 @@ def _row(comparison: Comparison, place: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def guidance_tables(record: dict[str, Any]) -> str:
+    """All ways of drawing texts that `benchmarks.guidance` compared, a Markdown table for each attribute."""
+    lines = []
+    for name, arms in record["facts"]["arms"].items():
+        lines += [f"**{name.replace('_', ' ')}**", ""]
+        lines += ["| way | texts | have it | 95 % interval | perplexity | distinct-3 | repetition | speed |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for arm in arms:
+            way = re.sub(r"^(exact|fast) ", r"\1, λ = ", arm["name"])
+            low, high = arm["rate_interval"]
+            cells = [way, arm["n_texts"], f"{arm['rate']:.1%}", f"{low:.1%} to {high:.1%}"]
+            cells += [f"{arm['perplexity_ratio']:.3f} ×", f"{arm['distinct_3_ratio']:.3f} ×"]
+            cells += [f"{arm['repetition_4']:.3f}", f"{arm['speed_ratio']:.2f} ×"]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _place(record: dict[str, Any]) -> str:
     machine, packages = record["hardware"], record["versions"]
     named = ", ".join(f"{name} {number}" for name, number in packages.items())
@@ -105,17 +125,27 @@ def load_records(folder: Path = RESULTS_FOLDER) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Flags → records → table → printed or put into the README."""
+    """Flags → records → tables → printed or put into their files."""
     parser = ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     add_options(parser, TablesConfig, "table")
     config = TablesConfig(**given_options(parser.parse(), TablesConfig))
-    table = markdown_table(load_records())
-    if config.readme is None:
+    records = load_records()
+    table = markdown_table(records)
+    if config.readme is not None:
+        _replace("--readme", config.readme, table)
+    if config.guidance is not None:
+        guided = [record for record in records if "arms" in record["facts"]]
+        if not guided:
+            raise UserError("there is no result of guidance yet; run python -m benchmarks.guidance first")
+        _replace("--guidance", config.guidance, guidance_tables(guided[0]))
+    if config.readme is None and config.guidance is None:
         print(table, end="")
-        return
-    path = Path(config.readme)
+
+
+def _replace(flag: str, name: str, table: str) -> None:
+    path = Path(name)
     if not path.is_file():
-        raise UserError(f"--readme must name a file, but is {config.readme!r}")
+        raise UserError(f"{flag} must name a file, but is {name!r}")
     path.write_text(replace_marked_part(path.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 

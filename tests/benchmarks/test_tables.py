@@ -8,7 +8,14 @@ import pytest
 
 from benchmarks.measuring import Comparison, Target
 from benchmarks.report import BenchmarkConfig, Report, report_from_dict, write_report
-from benchmarks.tables import BEGIN_MARKER, END_MARKER, load_records, markdown_table, replace_marked_part
+from benchmarks.tables import (
+    BEGIN_MARKER,
+    END_MARKER,
+    guidance_tables,
+    load_records,
+    markdown_table,
+    replace_marked_part,
+)
 from command_line import UserError
 
 REPORT = Report(
@@ -62,6 +69,23 @@ def test_results_of_two_machines_name_theirs_by_number(tmp_path: Path) -> None:
     assert lines[2].startswith("| training [1] |")
     assert lines[4].startswith("| training [2] |")
     assert any(line.startswith("[2] Measured on ") and "1000 cores" in line for line in lines)
+
+
+def test_every_way_of_guidance_is_a_row_under_its_attribute() -> None:
+    arm = {
+        "name": "exact 2",
+        "n_texts": 500,
+        "rate": 0.784,
+        "rate_interval": [0.746, 0.8181],
+        "perplexity_ratio": 0.974,
+        "distinct_3_ratio": 0.966,
+        "repetition_4": 0.0,
+        "speed_ratio": 0.309,
+    }
+    lines = guidance_tables({"facts": {"arms": {"asks_a_question": [arm, {**arm, "name": "best of 16"}]}}}).splitlines()
+    assert lines[0] == "**asks a question**"
+    assert lines[4] == "| exact, λ = 2 | 500 | 78.4% | 74.6% to 81.8% | 0.974 × | 0.966 × | 0.000 | 0.31 × |"
+    assert lines[5].startswith("| best of 16 | 500 |")
 
 
 def test_only_the_marked_part_of_a_readme_is_replaced() -> None:
