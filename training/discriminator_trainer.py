@@ -36,8 +36,9 @@ AVERAGING_RATE = 0.02
 """Share of the newest weights in their running average, which spans about 50 steps. Few texts make noisy steps, and
 the average answers with far more honest probabilities (Izmailov et al. 2018, arxiv.org/abs/1803.05407)."""
 
-TRACE = 0.3
-"""λ of TD(λ), see `expected_labels`: 1 would learn from the labels of whole texts alone."""
+LAST_TRACE = 0.3
+"""λ of TD(λ) in the last epoch, see `expected_labels`. It falls evenly from 1 in the first, which learns from labels
+alone: at first nothing else can say what there is to learn, later they are mostly noise."""
 
 
 class DivergedDiscriminatorError(UserError):
@@ -107,18 +108,16 @@ def train_discriminator(
     order = torch.Generator().manual_seed(config.seed)
     n_batches = -(-len(texts.training) // config.batch_texts)
     averaged = copy.deepcopy(discriminator).eval()
-    is_fresh = not discriminator.head.weight.any()
     best_loss, best_epoch, best_state = float("inf"), 0, _copy_state(averaged)
     step = 0
     for epoch in range(config.epochs):
         discriminator.train()
+        trace = 1 - (1 - LAST_TRACE) * epoch / max(1, config.epochs - 1)
         total = 0.0
         for batch in shuffled_batches(texts.training, config.batch_texts, order):
             optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
             optimizer.zero_grad()
-            # In the first epoch of a fresh network the average knows nothing to learn from.
-            teacher = None if is_fresh and epoch == 0 else averaged
-            loss = training_loss(discriminator, batch, config.noise, teacher)
+            loss = training_loss(discriminator, batch, config.noise, averaged, trace)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(discriminator.parameters(), settings.gradient_clip)
             optimizer.step()
@@ -144,6 +143,7 @@ def training_loss(
     texts: Sequence[LabelledText],
     token_noise: float = 0.0,
     teacher: Discriminator | None = None,
+    trace: float = 1.0,
 ) -> Tensor:
     """Cross-entropy in nats at every prefix, of the label of its text or, with a teacher, of `expected_labels`.
 
@@ -157,9 +157,9 @@ def training_loss(
         token_ids = torch.where(replaced, torch.randint_like(token_ids, discriminator.config.vocab_size), token_ids)
     class_logits = discriminator(token_ids)  # (B, T, L)
     targets = F.one_hot(labels.clamp(min=0), discriminator.n_labels).to(class_logits.dtype)  # (B, T, L)
-    if teacher is not None:
+    if teacher is not None and trace < 1:
         with torch.no_grad():
-            targets = expected_labels(teacher(token_ids).softmax(dim=-1), targets, labels != NO_LABEL, TRACE)
+            targets = expected_labels(teacher(token_ids).softmax(dim=-1), targets, labels != NO_LABEL, trace)
     losses = F.cross_entropy(class_logits.transpose(1, 2), targets.transpose(1, 2), reduction="none")  # (B, T)
     weights = prefix_weights(labels)
     return (losses * weights).sum() / weights.sum()
