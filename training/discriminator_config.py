@@ -135,11 +135,8 @@ class DiscriminatorConfig:
             )
         if self.body is not None and self.init is not None:
             raise UserError("--body and --init both name a body for the discriminator; give one of them")
-        if self.n_embd % (2 * self.n_head):
-            raise UserError(
-                f"--n-embd ({self.n_embd}) must be a multiple of twice --n-head ({2 * self.n_head}): "
-                "rotary positions turn channels in pairs"
-            )
+        if self.n_embd % self.n_head:
+            raise UserError(f"--n-embd ({self.n_embd}) must be a multiple of --n-head ({self.n_head})")
 
     @property
     def n_guided_samples(self) -> int:

@@ -77,8 +77,10 @@ def build_discriminator(
     """A small fresh network, or a copy of the language model when there is one."""
     if language_model is not None:
         return Discriminator.from_language_model(language_model, n_labels, config.dropout)
+    # Learned positions: what decides may stand anywhere, or at a certain token, and both are easier to see with them.
     body = preset_config(
         "nano",
+        positions="learned",
         vocab_size=vocab_size,
         context_length=config.context_length,
         n_layer=config.n_layer,

@@ -283,7 +283,7 @@ def test_shipped_rules_hold_in_both_languages() -> None:
         ({}, "in one way, .* but none is given"),
         ({"desired": ("a.txt",)}, "--undesired is missing"),
         ({"rule": "a.py:b", "labelled": "c.jsonl"}, "--labelled and --rule is given"),
-        ({"rule": "a.py:b", "n_embd": 6, "n_head": 2}, "multiple of twice --n-head"),
+        ({"rule": "a.py:b", "n_embd": 7, "n_head": 2}, "must be a multiple of --n-head"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(options: dict[str, object], message: str) -> None:
