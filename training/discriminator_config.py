@@ -88,6 +88,13 @@ class DiscriminatorConfig:
 
     epochs: int = option(8, "passes over the training texts", at_least=1, at_most=10**6, group="training")
     batch_texts: int = option(32, "texts in an optimizer step", at_least=1, at_most=2**20)
+    trace: float | None = option(
+        None,
+        "how much a prefix learns in the last epoch from what longer ones learn, and not from what the network answers "
+        "to them; 1: from labels alone (default: 1, with --rule or --own-samples 0.3)",
+        at_least=0,
+        at_most=1,
+    )
     learning_rate: float | None = option(
         None,
         "peak rate of Muon, AdamW's a quarter (default: 0.02, with --init 0.002); with --body of AdamW (0.00005)",
@@ -145,6 +152,13 @@ class DiscriminatorConfig:
             return 0
         n_samples = self.samples if self.rule is not None else self.own_samples
         return n_samples // 2 if self.guided_samples is None else self.guided_samples
+
+    @property
+    def last_trace(self) -> float:
+        """λ of TD(λ) in the last epoch: a network that has read few texts has no answers yet to learn from."""
+        if self.trace is not None:
+            return self.trace
+        return 0.3 if self.rule is not None or self.own_samples else 1.0
 
     @property
     def noise(self) -> float:

@@ -36,10 +36,6 @@ AVERAGING_RATE = 0.02
 """Share of the newest weights in their running average, which spans about 50 steps. Few texts make noisy steps, and
 the average answers with far more honest probabilities (Izmailov et al. 2018, arxiv.org/abs/1803.05407)."""
 
-LAST_TRACE = 0.3
-"""λ of TD(λ) in the last epoch, see `expected_labels`. It falls evenly from 1 in the first, which learns from labels
-alone: at first nothing else can say what there is to learn, later they are mostly noise."""
-
 
 class DivergedDiscriminatorError(UserError):
     """The loss is no number any more."""
@@ -114,7 +110,8 @@ def train_discriminator(
     step = 0
     for epoch in range(config.epochs):
         discriminator.train()
-        trace = 1 - (1 - LAST_TRACE) * epoch / max(1, config.epochs - 1)
+        # At first nothing but the labels can say what there is to learn.
+        trace = 1 - (1 - config.last_trace) * epoch / max(1, config.epochs - 1)
         total = 0.0
         for batch in shuffled_batches(texts.training, config.batch_texts, order):
             optimizer.set_learning_rate_factor(learning_rate_factor(step, config.epochs * n_batches, settings))
