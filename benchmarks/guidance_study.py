@@ -45,8 +45,9 @@ from training.train_discriminator import run as train_from_files
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 RULE_STRENGTHS = STRENGTHS[1:]
 BONUSES = (2.0, 4.0)
-POOL_PARTS, TRAINING_PARTS = 16, 12
-"""Of unguided texts: those that arms choose from, and those that teach the guides of the rules."""
+POOL_PARTS, TRAINING_PARTS, MOST_MORE_PARTS = 16, 12, 72
+"""Of unguided texts: those that arms choose from, those that teach the guides of the rules, and those that are drawn
+beside them, as many as it takes, where the pool holds too few that a rejection accepts."""
 RUN, REFERENCE_RUN = "benchmark-guidance", "benchmark-guidance-reference"
 RULES: dict[str, Callable[[str], bool]] = {
     rule.__name__: rule for rule in (tells_of_the_sea, asks_a_question, ends_with_a_sentence)
@@ -252,7 +253,15 @@ class Study:
         return [self._arm(attribute, *way) for way in ways]
 
     def _rejection(self, attribute: Attribute) -> Texts:
-        return accepted(self._pool, [holds for part in self._pool for holds in attribute.holds(part.texts)])
+        parts = list(self._pool)
+        holds = [has_it for part in parts for has_it in attribute.holds(part.texts)]
+        first = POOL_PARTS + TRAINING_PARTS
+        for number in range(first, first + (0 if self._suffix else MOST_MORE_PARTS)):
+            if sum(holds) >= len(parts[0].texts):
+                break
+            parts.append(self._texts.unguided(number))
+            holds += attribute.holds(parts[-1].texts)
+        return accepted(parts, holds)
 
     def _arm(self, attribute: Attribute, name: str, mode: str, drawn: Texts) -> Arm:
         base, n = self._pool[0], len(drawn.texts)
