@@ -43,7 +43,6 @@ from training.train_discriminator import fit
 from training.train_discriminator import run as train_from_files
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-RULE_STRENGTHS = STRENGTHS[1:]
 BONUSES = (2.0, 4.0)
 POOL_PARTS, TRAINING_PARTS, MOST_MORE_PARTS = 16, 12, 72
 """Of unguided texts: those that arms choose from, those that teach the guides of the rules, and those that are drawn
@@ -195,7 +194,7 @@ class Study:
         for result in samples:
             ids[rule(result.text)].append(result.token_ids)
         tokens = telling_tokens(ids[True], ids[False], N_TELLING_TOKENS)
-        return Attribute(name, guide, lambda texts: [rule(text) for text in texts], tokens, RULE_STRENGTHS)
+        return Attribute(name, guide, lambda texts: [rule(text) for text in texts], tokens, STRENGTHS)
 
     @functools.cached_property
     def judge(self) -> Judge:
