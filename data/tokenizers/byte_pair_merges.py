@@ -5,7 +5,7 @@ Hugging Face (and GGUF) keep a list of merges: of all adjacent pairs in the list
 
 Both give the same ids if each token's merge in the list is the one that ranks arrive at. To see why it is enough to
 look at each token alone: when two parts of a token t stand side by side and are about to become t, nothing has been
-merged over t's borders, so what happened inside them is what happens to t by itself under all ranks below its own.
+merged over t's borders, so what happened inside them is what happens to t by itself.
 """
 
 import itertools
@@ -17,13 +17,13 @@ Token = TypeVar("Token", bytes, str)
 
 
 def last_merge(token: Token, ranks: Mapping[Token, int]) -> tuple[Token, Token] | None:
-    """The two parts that a token is merged from at last; None when ranks below its own never leave two parts."""
-    limit = ranks[token]
+    """The two parts that a token is merged from at last; None when the ranks never leave two parts of it."""
+    no_token = len(ranks)
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        candidates = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
+        candidates = [ranks.get(left + right, no_token) for left, right in itertools.pairwise(parts)]
         lowest = min(candidates)
-        if lowest >= limit:
+        if lowest == no_token:
             return None
         at = candidates.index(lowest)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
@@ -43,22 +43,47 @@ def merges_from_ranks(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 def merges_equal_ranks(tokens: Sequence[Token], merges: Sequence[tuple[Token, Token]], ignore_merges: bool) -> bool:
     """Whether a list of merges gives the same ids as the ranks of its tokens do in tiktoken."""
     ranks = {token: rank for rank, token in enumerate(tokens) if token}
-    listed: dict[Token, set[tuple[Token, Token]]] = {}
+    listed: dict[Token, list[tuple[Token, Token]]] = {}
     latest = -1
     for left, right in merges:
         rank = ranks.get(left + right, -1)
         if rank < latest:
             return False
         latest = rank
-        listed.setdefault(left + right, set()).add((left, right))
-    for token in ranks:
-        if len(token) == 1:
-            continue
-        merge = last_merge(token, ranks)
-        if merge is None:
-            # Only a word that is this token as a whole gives it; tiktoken always looks for that first.
-            if not ignore_merges:
+        listed.setdefault(left + right, []).append((left, right))
+    parts: dict[Token, tuple[Token, Token]] = {}
+    for token, rank in ranks.items():
+        pairs = listed.get(token, [])
+        quick = (pair for pair in pairs if all(len(part) == 1 or part in parts for part in pair))
+        arrived_at = next((pair for pair in quick if _stay_apart(*pair, rank, ranks, parts)), None)
+        if arrived_at is not None:
+            parts[token] = arrived_at
+        elif len(token) > 1:
+            merge = last_merge(token, ranks)
+            # Only a word that is this token as a whole gives one without merge; tiktoken looks for that first.
+            if merge not in pairs and not (merge is None and ignore_merges):
                 return False
-        elif merge not in listed.get(token, ()):
-            return False
     return True
+
+
+def _stay_apart(
+    left: Token, right: Token, limit: int, ranks: Mapping[Token, int], parts: Mapping[Token, tuple[Token, Token]]
+) -> bool:
+    """Whether two tokens side by side both come to be under the ranks below `limit`, nothing being merged across them.
+
+    `parts` has the last merge of every longer token in them, all of ranks below its own. So merges inside a token come
+    in the order of their ranks, and the way back, from the later of the two to its parts, meets every pair that ever
+    stood at the border, and how long it stood there. That takes as many steps as the tokens are deep; `last_merge` goes
+    over all parts at every step. (The idea is that of the crate `bpe`, GitHub 2024, github.com/github/rust-gems.)
+    """
+    while ranks.get(left + right, limit) >= limit:
+        since_left = ranks[left] if len(left) > 1 else -1
+        since_right = ranks[right] if len(right) > 1 else -1
+        if since_left > since_right:
+            limit, left = since_left, parts[left][1]
+        elif since_right >= 0:
+            # Of two pairs of equal rank the one further left is merged first: that across the border.
+            limit, right = since_right + 1, parts[right][0]
+        else:
+            return True
+    return False
