@@ -167,7 +167,9 @@ def checked(values: dict[str, Any], name: str, *kinds: type) -> Any:
 def check_names(values: dict[str, Any], expected: set[str]) -> None:
     """Raise ValueError when a dictionary misses an entry or has an unknown one."""
     if set(values) != expected:
-        names = ", ".join(sorted(map(str, set(values) ^ expected)))
+        different = sorted(map(str, set(values) ^ expected))
+        # A name out of a file may hold anything, such as the end of a line.
+        names = ", ".join(name if name.isprintable() else repr(name) for name in different)
         raise ValueError(f"its card has missing or unknown entries: {names[:200]}")
 
 

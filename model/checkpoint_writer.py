@@ -97,28 +97,36 @@ class _HashedFile:
         self._pending = bytearray()
 
     def write(self, data: bytes | memoryview) -> int:
-        self._pending += data
-        n_bytes = memoryview(data).nbytes
-        self.position += n_bytes
-        if len(self._pending) >= CHUNK_BYTES + COMMENT_BYTES:
-            self._pass_on()
-        return n_bytes
+        view = memoryview(data)
+        self.position += view.nbytes
+        if view.nbytes >= CHUNK_BYTES:
+            # Whole chunks go from the tensor into the file without a copy.
+            self._write_hashed(self._pending)
+            self._write_hashed(view[:-COMMENT_BYTES])
+            self._pending = bytearray(view[-COMMENT_BYTES:])
+        else:
+            self._pending += view
+            if len(self._pending) >= CHUNK_BYTES:
+                self._write_pending()
+        return view.nbytes
 
     def flush(self) -> None:
         """Do nothing: zipfile asks for it after every record."""
 
     def finish(self) -> str:
         """Write the rest, with the checksum in place of the last bytes; returns it."""
-        self._pass_on()
+        self._write_pending()
         checksum = self._hash.hexdigest()
         durable_files.write(self.file, f"sha256:{checksum}".encode())
         return checksum
 
-    def _pass_on(self) -> None:
-        part = bytes(self._pending[:-COMMENT_BYTES])
+    def _write_pending(self) -> None:
+        self._write_hashed(self._pending[:-COMMENT_BYTES])
+        del self._pending[:-COMMENT_BYTES]
+
+    def _write_hashed(self, part: bytearray | memoryview) -> None:
         self._hash.update(part)
         durable_files.write(self.file, part)
-        del self._pending[:-COMMENT_BYTES]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -52,12 +52,13 @@ def merges_equal_ranks(tokens: Sequence[Token], merges: Sequence[tuple[Token, To
         latest = rank
         listed.setdefault(left + right, []).append((left, right))
     parts: dict[Token, tuple[Token, Token]] = {}
+    since = {part: -1 for pair in merges for part in pair if len(part) == 1}
     for token, rank in ranks.items():
         pairs = listed.get(token, [])
-        quick = (pair for pair in pairs if all(len(part) == 1 or part in parts for part in pair))
-        arrived_at = next((pair for pair in quick if _stay_apart(*pair, rank, ranks, parts)), None)
+        quick = (pair for pair in pairs if pair[0] in since and pair[1] in since)
+        arrived_at = next((pair for pair in quick if _stay_apart(*pair, rank, ranks, since, parts)), None)
         if arrived_at is not None:
-            parts[token] = arrived_at
+            parts[token], since[token] = arrived_at, rank
         elif len(token) > 1:
             merge = last_merge(token, ranks)
             # Only a word that is this token as a whole gives one without merge; tiktoken looks for that first.
@@ -67,23 +68,27 @@ def merges_equal_ranks(tokens: Sequence[Token], merges: Sequence[tuple[Token, To
 
 
 def _stay_apart(
-    left: Token, right: Token, limit: int, ranks: Mapping[Token, int], parts: Mapping[Token, tuple[Token, Token]]
+    left: Token,
+    right: Token,
+    limit: int,
+    ranks: Mapping[Token, int],
+    since: Mapping[Token, int],
+    parts: Mapping[Token, tuple[Token, Token]],
 ) -> bool:
     """Whether two tokens side by side both come to be under the ranks below `limit`, nothing being merged across them.
 
-    `parts` has the last merge of every longer token in them, all of ranks below its own. So merges inside a token come
-    in the order of their ranks, and the way back, from the later of the two to its parts, meets every pair that ever
-    stood at the border, and how long it stood there. That takes as many steps as the tokens are deep; `last_merge` goes
-    over all parts at every step. (The idea is that of the crate `bpe`, GitHub 2024, github.com/github/rust-gems.)
+    `parts` has the last merge of every longer token in them, `since` the rank at which it came to be, above those of
+    its parts, and −1 for a single byte. So merges inside a token come in the order of their ranks, and the way back,
+    from the later of the two to its parts, meets every pair that ever stood at the border, and how long it stood there.
+    That takes as many steps as the tokens are deep; `last_merge` goes over all parts at every step. (The idea is that
+    of the crate `bpe`, GitHub 2024, github.com/github/rust-gems.)
     """
     while ranks.get(left + right, limit) >= limit:
-        since_left = ranks[left] if len(left) > 1 else -1
-        since_right = ranks[right] if len(right) > 1 else -1
-        if since_left > since_right:
-            limit, left = since_left, parts[left][1]
-        elif since_right >= 0:
+        if since[left] > since[right]:
+            limit, left = since[left], parts[left][1]
+        elif since[right] >= 0:
             # Of two pairs of equal rank the one further left is merged first: that across the border.
-            limit, right = since_right + 1, parts[right][0]
+            limit, right = since[right] + 1, parts[right][0]
         else:
             return True
     return False

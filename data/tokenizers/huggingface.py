@@ -11,7 +11,7 @@ from typing import Any
 
 from command_line import UserError
 from data.tokenizers.tiktoken_bpe import MAX_STATE_CHARACTERS, MAX_VOCAB_SIZE, PATTERNS, check_encodable
-from data.tokenizers.trained_bpe import byte_of_printable
+from data.tokenizers.trained_bpe import bytes_of_printable
 
 STATE_VERSION = 1
 SPACE_MARK = "▁"
@@ -168,10 +168,7 @@ def _token_bytes(tokenizer: Any, spec: dict[str, Any], vocab_size: int) -> list[
     """The bytes of every id, as the tokenizer's decoder would write them in the middle of a text."""
     kinds = {step.get("type") for step in parts_of(spec, "decoder")}
     if "ByteLevel" in kinds:
-        of_printable = byte_of_printable()
-
-        def spell(token: str) -> bytes:
-            return bytes(of_printable[character] for character in token)
+        spell = bytes_of_printable
     elif kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         marks_spaces = kinds & {"Replace", "Metaspace"}
 
@@ -180,7 +177,7 @@ def _token_bytes(tokenizer: Any, spec: dict[str, Any], vocab_size: int) -> list[
                 return bytes([int(token[3:5], 16)])
             return (token.replace(SPACE_MARK, " ") if marks_spaces else token).encode("utf-8")
     else:
-        raise UserError(f"the tokenizer's decoder ({', '.join(sorted(map(str, kinds)))}) is not known here")
+        raise UserError(f"the tokenizer's decoder ({', '.join(sorted(map(repr, kinds)))}) is not known here")
     added = {token_id: (t.content, t.special) for token_id, t in tokenizer.get_added_tokens_decoder().items()}
     unknown = getattr(tokenizer.model, "unk_token", None)
     table = [b""] * vocab_size
@@ -193,6 +190,8 @@ def _token_bytes(tokenizer: Any, spec: dict[str, Any], vocab_size: int) -> list[
         elif token != unknown:
             try:
                 table[token_id] = spell(token)
-            except KeyError as error:
-                raise UserError(f"the tokenizer's token {token!r} holds {error}, which stands for no byte") from None
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"the tokenizer's token {token!r} holds {token[error.start]!r}, which stands for no byte"
+                ) from None
     return table

@@ -17,7 +17,7 @@ from data.tokenizers.byte_pair_merges import merges_equal_ranks
 from data.tokenizers.huggingface import ONIGURUMA_PATTERNS, HuggingFaceTokenizer, merge_pairs, parts_of
 from data.tokenizers.tiktoken_bpe import BytePairTokenizer
 from data.tokenizers.tokenizer_json import byte_level_spec, special_token
-from data.tokenizers.trained_bpe import byte_of_printable
+from data.tokenizers.trained_bpe import bytes_of_printable
 
 MAX_FILE_BYTES = 1 << 26
 _FILES = ("tokenizer.json", "vocab.json and merges.txt", "tokenizer.model")
@@ -151,25 +151,23 @@ def _as_byte_pairs(spec: dict[str, Any], vocab_size: int, name: str, end_of_text
         return None
     if not isinstance(model["vocab"], dict) or not all(token.get("special") for token in spec["added_tokens"]):
         return None
-    byte_of = byte_of_printable()
-
-    def spell(token: str) -> bytes:
-        return bytes(map(byte_of.__getitem__, token))
-
     tokens = [b""] * vocab_size
     for token, token_id in model["vocab"].items():
         if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise UserError(f"the tokenizer has the id {token_id}, but the model's vocabulary ends at {vocab_size - 1}")
         if token_id not in special:
-            if not set(token) <= byte_of.keys() or tokens[token_id]:
+            if tokens[token_id]:
                 return None
-            tokens[token_id] = spell(token)
+            try:
+                tokens[token_id] = bytes_of_printable(token)
+            except UnicodeEncodeError:
+                return None
     if not end_of_text < vocab_size or not {bytes([value]) for value in range(256)} <= set(tokens):
         return None
-    pairs = merge_pairs(spec)
-    if not all(set(left + right) <= byte_of.keys() for left, right in pairs):
+    try:
+        merges = [(bytes_of_printable(left), bytes_of_printable(right)) for left, right in merge_pairs(spec)]
+    except UnicodeEncodeError:
         return None
-    merges = [(spell(left), spell(right)) for left, right in pairs]
     if not merges_equal_ranks(tokens, merges, model.get("ignore_merges") is True):
         return None
     return BytePairTokenizer("tiktoken", name, pattern, tokens, end_of_text)

@@ -4,6 +4,7 @@ Training needs memory for the distinct words of the corpus only, and encoding wi
 than with the package that trained it. Both give the same ids (tests/data/test_trained_bpe.py).
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 
 from data.tokenizers.choices import check_tokenizer_choice
@@ -40,9 +41,8 @@ def train_bpe(vocab_size: int, texts: Iterable[str]) -> BytePairTokenizer:
         max_token_length=MAX_TOKEN_BYTES,
     )
     trained.train_from_iterator(_bounded(texts), trainer)
-    byte_of = byte_of_printable()
     by_id = sorted((token_id, token) for token, token_id in trained.get_vocab().items())
-    tokens = [bytes(byte_of[character] for character in token) for _, token in by_id]
+    tokens = [bytes_of_printable(token) for _, token in by_id]
     return BytePairTokenizer("bpe", f"bpe:{vocab_size}", "llama3", [*tokens, b""], end_of_text=len(tokens))
 
 
@@ -59,3 +59,14 @@ def byte_of_printable() -> dict[str, int]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}
+
+
+def bytes_of_printable(token: str) -> bytes:
+    """The bytes that such characters stand for; raises UnicodeEncodeError at one that stands for none."""
+    return token.translate(_latin_1_of_printable()).encode("latin-1")
+
+
+@functools.cache
+def _latin_1_of_printable() -> dict[int, int]:
+    """Latin-1 spells every byte as one character; what stands for no byte becomes one that it does not have."""
+    return {**dict.fromkeys(range(256), 256), **{ord(character): n for character, n in byte_of_printable().items()}}

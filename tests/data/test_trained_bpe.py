@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from command_line import UserError
-from data.tokenizers.trained_bpe import byte_of_printable, train_bpe
+from data.tokenizers.trained_bpe import byte_of_printable, bytes_of_printable, train_bpe
 
 PROJECT = Path(__file__).parents[2]
 ENGLISH = (PROJECT / "data/tales/en/bright.txt").read_text(encoding="utf-8")[:150_000]
@@ -76,3 +76,17 @@ def test_an_impossible_vocabulary_is_refused(vocab_size: int) -> None:
 def test_printable_stand_ins_are_those_of_the_package() -> None:
     assert set(byte_of_printable()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     assert sorted(byte_of_printable().values()) == list(range(256))
+
+
+def test_printable_stand_ins_spell_bytes_as_the_package_does() -> None:
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    text = "".join(map(chr, range(0x250))) + "狐狸🦊"
+    ((written, _),) = split.pre_tokenize_str(text)
+    assert bytes_of_printable(written) == text.encode()
+
+
+@pytest.mark.parametrize("character", [" ", "\xad", "\n", "\x80", "\u0144", "狐", "\ud800"])
+def test_what_stands_for_no_byte_is_refused(character: str) -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        bytes_of_printable(f"a{character}b")
+    assert caught.value.start == 1

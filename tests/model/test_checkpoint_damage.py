@@ -484,6 +484,7 @@ def test_a_hundred_thousand_forgeries_are_refused_or_sound(tmp_path: Path, good:
         "",
         '{"format": "mini-gpt checkpoint", "format_version": ' + "9" * 5000 + "}",
         '{"format": "mini-gpt checkpoint", "format_version": 99}',
+        '{"format": "mini-gpt checkpoint", "format_version": 1, "con\\ntent": {}}',
         "\x00",
         '"\\ud800"',
     ],
