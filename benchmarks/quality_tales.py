@@ -19,7 +19,6 @@ from command_line import UserError
 RUN_NAME = "benchmark-quality-tales"
 BEST_PATH = PROJECT / "checkpoints" / RUN_NAME / "best.pt"
 QUICK_SECONDS = 30.0
-SAMPLE_PROMPT = "Once upon a time"
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Trained:
     steps: int
 
 
-def train_ours(seed: int, seconds: float | None) -> Trained:
-    """`python train.py` as a user types it; another seed and, for a smoke test, a shorter time are the only flags."""
-    words = ["train.py", "--run", RUN_NAME, "--overwrite", "--seed", str(seed)]
+def train_ours(source: str, seed: int, seconds: float | None) -> Trained:
+    """`python train.py --data SOURCE`; another seed and, for a smoke test, a shorter time are the only other flags."""
+    words = ["train.py", "--data", source, "--run", RUN_NAME, "--overwrite", "--seed", str(seed)]
     words += [] if seconds is None else ["--minutes", f"{seconds / 60:.3f}"]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True)
@@ -46,13 +45,13 @@ def train_ours(seed: int, seconds: float | None) -> Trained:
     return Trained(best["bits_per_byte"], wall_seconds, best["step"])
 
 
-def samples(training_documents: list[str]) -> list[dict[str, Any]]:
+def samples(prompt: str, training_documents: list[str]) -> list[dict[str, Any]]:
     """The first three samples that are drawn, none selected, each with its longest copy from the training text."""
     from generation.config import SamplingConfig
     from generation.memorization import longest_copy
     from generation.text_generator import TextGenerator
 
-    results = TextGenerator.load(BEST_PATH).generate(SAMPLE_PROMPT, SamplingConfig(num_samples=3))
+    results = TextGenerator.load(BEST_PATH).generate(prompt, SamplingConfig(num_samples=3))
     copies = [longest_copy(result.text, training_documents) for result in results]
     return [
         {"text": result.prompt + result.text, "longest_copy": copy, "longest_copy_characters": len(copy)}
@@ -61,7 +60,12 @@ def samples(training_documents: list[str]) -> list[dict[str, Any]]:
 
 
 def answer(config: BenchmarkConfig) -> Report:
-    """Train both in turns for the same time on the same split; count once."""
+    """The English tales, with some samples."""
+    return in_the_same_time("tales-en", "the English tales", config, sample_prompt="Once upon a time")
+
+
+def in_the_same_time(source: str, text_name: str, config: BenchmarkConfig, *, sample_prompt: str | None) -> Report:
+    """Train both in turns for the same time on the same split of a corpus; count once."""
     # Importing torch here lets the command line answer before.
     from benchmarks import nanogpt
     from data.prepare import prepare_corpus
@@ -69,7 +73,7 @@ def answer(config: BenchmarkConfig) -> Report:
     from training.counting import counting_bits_per_byte
 
     checkout = nanogpt.open_checkout(config.nanogpt)
-    corpus = prepare_corpus(open_source("tales-en"), "char", context_length=64, progress=False)
+    corpus = prepare_corpus(open_source(source), "char", context_length=64, progress=False)
     training, validation = list(corpus.training_documents()), list(corpus.validation_documents())
     counting = counting_bits_per_byte(training, validation)
     ours: list[Trained] = []
@@ -77,22 +81,22 @@ def answer(config: BenchmarkConfig) -> Report:
     side_by_side: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         peer = checkout.copy_to(Path(folder) / "nanoGPT")
-        data = nanogpt.write_character_data(peer, "tales", training, validation)
+        data = nanogpt.write_character_data(peer, "text", training, validation)
         for turn in range(config.turns(1)):
-            ours.append(train_ours(1337 + turn, QUICK_SECONDS if config.quick else None))
+            ours.append(train_ours(source, 1337 + turn, QUICK_SECONDS if config.quick else None))
             print(f"train.py: {ours[-1]}", flush=True)
-            run = nanogpt.train_for(peer, "tales", ours[-1].wall_seconds)
+            run = nanogpt.train_for(peer, "text", ours[-1].wall_seconds)
             model = nanogpt.load_model(peer, run.checkpoint)
             half_window = nanogpt.bits_per_byte(model, data, model.config.block_size // 2)
             theirs.append(Trained(half_window, run.wall_seconds, run.steps))
             side_by_side.append(nanogpt.bits_per_byte(model, data, model.config.block_size))
             print(f"nanoGPT: {theirs[-1]}", flush=True)
-    examples = samples(training)
+    facts = {"samples": samples(sample_prompt, training)} if sample_prompt is not None else {}
     shutil.rmtree(BEST_PATH.parent, ignore_errors=True)  # or generate.py would take it for the user's newest run
     own_scores = [run.bits_per_byte for run in ours]
-    measure = "validation of the English tales, `python train.py`"
+    measure = f"validation of {text_name}, `python train.py`"
     return Report(
-        question="How well does the default training predict tales it never saw?",
+        question=f"How well does the default training predict a part of {text_name} that it never saw?",
         comparisons=[
             Comparison(
                 measure, "bits per byte", "nanoGPT's CPU configuration, same time", own_scores,
@@ -112,7 +116,7 @@ def answer(config: BenchmarkConfig) -> Report:
             "nanoGPT commit": checkout.commit,
             "this project": [vars(run) for run in ours],
             "nanoGPT": [vars(run) for run in theirs],
-            "samples": examples,
+            **facts,
         },
     )  # fmt: skip
 
