@@ -1,4 +1,4 @@
-// A decoding step on a CPU: one new position of a few rows goes through all blocks of a model in one call.
+// A decoding step on a CPU: one new token of a few rows goes through a whole model in one call.
 //
 // One decoded token costs one reading of all weights and of all keys and values. Here each of them is read once, in its
 // order, by all threads together and in the width it is stored in. The threads are woken once a step; between its parts
@@ -29,8 +29,10 @@ struct Block {
 };
 
 struct Model {
+    const float *token_embedding;     // (V, C)
+    const float *position_embedding;  // (longest context, C), or null without learned positions
     const Block *blocks;
-    int64_t n_blocks, C, H, K, D, F;
+    int64_t V, n_blocks, C, H, K, D, F;
     Norm final_norm;
     int64_t subtracts_mean, activation;
     float norm_eps, qk_norm_eps;  // the second is negative where queries and keys are not normalised
@@ -38,11 +40,11 @@ struct Model {
 
 struct Step {
     int64_t B, capacity;
-    int64_t rotation_stride;       // from the cosines of a row to those of the next: D, or 0 when they share them
+    const int64_t *tokens;         // (B); one below 0 stands for nothing and is read as 0
     const int64_t *lengths;        // (B): how many positions of each row have been seen
-    const float *inputs;           // (B, C)
+    const float *ngrams;           // (B, C), added to the embeddings, or null
     float *outputs;                // (B, C)
-    const float *cosines, *sines;  // (D) or (B, D), or null without rotary positions
+    const float *cosines, *sines;  // of all positions, (more than any length, D), or null without rotary positions
     float *keys, *values;          // (n_blocks, B, K, capacity, D)
 };
 
@@ -193,8 +195,8 @@ void attend(const Model &model, const Step &step, int64_t block, float *heads, f
 #pragma omp for collapse(2) schedule(static)
     for (int64_t b = 0; b < step.B; b++) {
         for (int64_t k = 0; k < K; k++) {
-            const float *cosines = step.cosines ? step.cosines + b * step.rotation_stride : nullptr;
-            const float *sines = step.sines + b * step.rotation_stride;
+            const float *cosines = step.cosines ? step.cosines + step.lengths[b] * D : nullptr;
+            const float *sines = step.sines ? step.sines + step.lengths[b] * D : nullptr;
             const int64_t slot = step.lengths[b] % step.capacity, place = (block * step.B + b) * K + k;
             float *queries = heads + b * (H + 2 * K) * D, *key = queries + (H + k) * D, *value = key + K * D;
             float *keys = step.keys + place * step.capacity * D, *values = step.values + place * step.capacity * D;
@@ -210,12 +212,25 @@ void attend(const Model &model, const Step &step, int64_t block, float *heads, f
     }
 }
 
-// The path of Block.forward in block.py, block after block.
+// The input of the first block (B, C), as GPT.embed in gpt.py.
+std::vector<float> embed(const Model &model, const Step &step) {
+    const int64_t C = model.C;
+    std::vector<float> hidden(step.B * C);
+    for (int64_t b = 0; b < step.B; b++) {
+        const float *token = model.token_embedding + std::max<int64_t>(step.tokens[b], 0) * C;
+        const float *position = model.position_embedding ? model.position_embedding + step.lengths[b] * C : nullptr;
+        for (int64_t c = 0; c < C; c++)
+            hidden[b * C + c] = token[c] + (position ? position[c] : 0) + (step.ngrams ? step.ngrams[b * C + c] : 0);
+    }
+    return hidden;
+}
+
+// The path of GPT.hidden_states in gpt.py, and of Block.forward in block.py, block after block.
 template <typename Stored>
-void step_through_blocks(const Model &model, const Step &step) {
+void step_through_model(const Model &model, const Step &step) {
     const int64_t B = step.B, C = model.C, H = model.H, K = model.K, D = model.D;
     std::vector<float> heads(B * (H + 2 * K) * D), mixed(B * H * D), inner(B * model.F);
-    std::vector<float> hidden(step.inputs, step.inputs + B * C);
+    std::vector<float> hidden = embed(model, step);
     const auto add_to_hidden = [&](int64_t at, float value) { hidden[at] += value; };
     const int64_t weights_of_block = C * ((H + 2 * K) * D + H * D + 2 * model.F);
 #pragma omp parallel if (B * weights_of_block > PARTS * WORTH_THREADS)
@@ -256,8 +271,11 @@ void single_linear(const Linear &layer, const float *inputs, float *outputs, int
 }  // namespace
 
 #define FOR_WEIGHTS_OF(name, Stored)                                                                           \
-    extern "C" void step_through_blocks_##name(const Model *model, const Step *step) {                         \
-        step_through_blocks<Stored>(*model, *step);                                                            \
+    extern "C" bool step_through_model_##name(const Model *model, const Step *step) {                          \
+        for (int64_t b = 0; b < step->B; b++)                                                                  \
+            if (step->tokens[b] >= model->V) return false;                                                     \
+        step_through_model<Stored>(*model, *step);                                                             \
+        return true;                                                                                           \
     }                                                                                                          \
     extern "C" void linear_##name(const Linear *layer, const float *inputs, float *outputs, int64_t B) {       \
         single_linear<Stored>(*layer, inputs, outputs, B);                                                     \

@@ -1,8 +1,8 @@
-"""Faster decoding on a CPU: all blocks in one call, and linear layers with weights in 32, 16 or 8 bits.
+"""Faster decoding on a CPU: the network in one call, and linear layers with weights in 32, 16 or 8 bits.
 
 One decoded token costs one reading of all weights. torch's product of a single row reads with one thread, and its bf16
 and int8 ones need instructions that few processors have; around the products, each of a block's forty small operations
-costs about as long as a product of a small model. `decoding_kernels.cpp` takes a position through all blocks in one
+costs about as long as a product of a small model. `decoding_kernels.cpp` takes a token through all of them in one
 call and reads with all threads, at the speed of the memory, whatever the width. The file is compiled for this very
 processor when it is asked for, which takes two seconds.
 """
@@ -58,14 +58,16 @@ class _Block(ctypes.Structure):
 
 
 class _Model(ctypes.Structure):
-    _sizes = ((name, _Number) for name in ("n_blocks", "C", "H", "K", "D", "F"))
+    _tables = ((name, _Address) for name in ("token_embedding", "position_embedding", "blocks"))
+    _sizes = ((name, _Number) for name in ("V", "n_blocks", "C", "H", "K", "D", "F"))
     _choices = (("subtracts_mean", _Number), ("activation", _Number), ("norm_eps", _Real), ("qk_norm_eps", _Real))
-    _fields_ = (("blocks", _Address), *_sizes, ("final_norm", _Norm), *_choices)
+    _fields_ = (*_tables, *_sizes, ("final_norm", _Norm), *_choices)
 
 
 class _Step(ctypes.Structure):
-    _addresses = ((name, _Address) for name in ("lengths", "inputs", "outputs", "cosines", "sines", "keys", "values"))
-    _fields_ = (("B", _Number), ("capacity", _Number), ("rotation_stride", _Number), *_addresses)
+    _rows = ((name, _Address) for name in ("tokens", "lengths", "ngrams", "outputs"))
+    _of_positions = ((name, _Address) for name in ("cosines", "sines", "keys", "values"))
+    _fields_ = (("B", _Number), ("capacity", _Number), *_rows, *_of_positions)
 
 
 class FewRowsLinear(nn.Module):
@@ -110,17 +112,22 @@ class FewRowsLinear(nn.Module):
 
 
 class DecodingStep:
-    """One new position of a few rows through all blocks and the final norm of a GPT, without gradients."""
+    """One new token of a few rows through a GPT up to its final norm, without gradients."""
 
     def __init__(self, model: GPT, weight_type: WeightType) -> None:
         """The linear layers of `model` are FewRowsLinear of this `weight_type`."""
         config = model.config
-        self._function = getattr(compiled(), f"step_through_blocks_{weight_type}")
+        self._function = getattr(compiled(), f"step_through_model_{weight_type}")
+        self._rotary, self._ngram_embedding = model.rotary, model.ngram_embedding
         # What is pointed to has to stay.
         self._kept: list[object] = [model.blocks]
         self._blocks = (_Block * config.n_layer)(*(self._block(block) for block in model.blocks))  # type: ignore[arg-type]
+        positions = model.position_embedding
         self._model = _Model(
+            token_embedding=self._address(model.token_embedding.weight),
+            position_embedding=None if positions is None else self._address(positions.weight),
             blocks=ctypes.addressof(self._blocks),
+            V=config.vocab_size,
             n_blocks=config.n_layer,
             C=config.n_embd,
             H=config.n_head,
@@ -134,6 +141,11 @@ class DecodingStep:
             qk_norm_eps=torch.finfo(torch.float32).eps if config.qk_norm else -1.0,
         )
 
+    def _address(self, parameter: Tensor) -> int:
+        tensor = parameter.detach().float().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
     def _block(self, block: Block) -> _Block:
         layers = [("qkv", block.attention.qkv), ("projection", block.attention.projection)]
         return _Block(
@@ -143,34 +155,41 @@ class DecodingStep:
         )
 
     def _norm(self, norm: LayerNorm | RMSNorm) -> _Norm:
-        tensors = {name: parameter.detach().float().contiguous() for name, parameter in norm.named_parameters()}
-        self._kept.append(tensors)
-        return _Norm(**{name: tensor.data_ptr() for name, tensor in tensors.items()})
+        return _Norm(**{name: self._address(parameter) for name, parameter in norm.named_parameters()})
 
-    def can_take(self, inputs: Tensor, kv_cache: KVCache | None) -> bool:
-        """Whether these inputs (B, T, C) are one new position of at most MOST_ROWS rows, and all is in float32."""
-        if kv_cache is None or inputs.shape[1] != 1 or len(inputs) > MOST_ROWS:
+    def can_take(self, token_ids: Tensor, kv_cache: KVCache) -> bool:
+        """Whether these (B, T) are one new token each of at most MOST_ROWS rows, and the cache is in float32."""
+        if token_ids.shape[1] != 1 or token_ids.shape[0] > MOST_ROWS or token_ids.dtype != torch.int64:
             return False
-        return inputs.dtype == kv_cache.keys.dtype == torch.float32 and kv_cache.keys.is_contiguous()
+        return kv_cache.keys.dtype == torch.float32 and kv_cache.keys.is_contiguous()
 
-    def __call__(self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None, kv_cache: KVCache) -> Tensor:
-        """What `Block`s and the final norm make of (B, 1, C): (B, 1, C); `kv_cache` takes the position in."""
-        inputs, outputs = inputs.contiguous(), torch.empty(inputs.shape)
-        lengths = (ctypes.c_int64 * len(inputs))(*kv_cache.lengths)
+    def __call__(self, token_ids: Tensor, kv_cache: KVCache) -> Tensor:
+        """The hidden states (B, 1, C) behind the tokens (B, 1), which `kv_cache` takes in.
+
+        Raises ValueError when a row is full, IndexError for a token that the model does not have.
+        """
+        B = token_ids.shape[0]
+        kv_cache.begin_token()
+        token_ids, outputs = token_ids.contiguous(), torch.empty(B, 1, self._model.C)
+        lengths = (ctypes.c_int64 * B)(*kv_cache.lengths)
         step = _Step(
-            B=len(inputs),
+            B=B,
             capacity=kv_cache.capacity,
+            tokens=token_ids.data_ptr(),
             lengths=ctypes.addressof(lengths),
-            inputs=inputs.data_ptr(),
             outputs=outputs.data_ptr(),
             keys=kv_cache.keys.data_ptr(),
             values=kv_cache.values.data_ptr(),
         )
-        if rotation is not None:
-            cosines, sines = rotation  # of each row, (B, 1, 1, D), or of all, (1, D)
+        if self._ngram_embedding is not None:
+            ngrams = self._ngram_embedding(kv_cache.with_history(token_ids))  # (B, 1, C)
+            step.ngrams = ngrams.data_ptr()
+        if self._rotary is not None:
+            cosines, sines = self._rotary.tables(max(kv_cache.lengths), token_ids.device)
             step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()
-            step.rotation_stride = cosines.shape[-1] if cosines.ndim > 2 else 0
-        self._function(self._model, step)
+        if not self._function(self._model, step):
+            raise IndexError(f"a token id is not below the vocabulary of {self._model.V}")
+        kv_cache.end(token_ids)
         return outputs
 
 
@@ -208,7 +227,7 @@ def compiled() -> ctypes.CDLL:
             )
         library = ctypes.CDLL(str(path))
     for weight_type in _DTYPES:
-        linear, step = getattr(library, f"linear_{weight_type}"), getattr(library, f"step_through_blocks_{weight_type}")
+        linear, step = getattr(library, f"linear_{weight_type}"), getattr(library, f"step_through_model_{weight_type}")
         linear.argtypes, linear.restype = [ctypes.POINTER(_Linear), _Address, _Address, _Number], None
-        step.argtypes, step.restype = [ctypes.POINTER(_Model), ctypes.POINTER(_Step)], None
+        step.argtypes, step.restype = [ctypes.POINTER(_Model), ctypes.POINTER(_Step)], ctypes.c_bool
     return library

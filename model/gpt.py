@@ -83,6 +83,8 @@ class GPT(nn.Module):
         With a cache, `token_ids` holds only the new tokens, and shorter rows are padded behind with −1. Without one,
         T must not exceed the context length.
         """
+        if kv_cache is not None and self.decoding_step is not None and self.decoding_step.can_take(token_ids, kv_cache):
+            return self.decoding_step(token_ids, kv_cache)
         T = token_ids.shape[1]
         if kv_cache is None:
             if self.config.context_length < T:
@@ -94,12 +96,9 @@ class GPT(nn.Module):
             highest = max(kv_cache.lengths) + T - 1
         hidden = self.dropout(self.embed(token_ids, positions, kv_cache))
         rotation = self.rotary(positions, highest) if self.rotary is not None else None
-        if self.decoding_step is not None and kv_cache is not None and self.decoding_step.can_take(hidden, kv_cache):
-            hidden = self.decoding_step(hidden, rotation, kv_cache)
-        else:
-            for block in self.blocks:
-                hidden = block(hidden, rotation, kv_cache)
-            hidden = self.final_norm(hidden)
+        for block in self.blocks:
+            hidden = block(hidden, rotation, kv_cache)
+        hidden = self.final_norm(hidden)
         if kv_cache is not None:
             kv_cache.end(token_ids)
         return hidden  # type: ignore[no-any-return]

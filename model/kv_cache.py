@@ -69,12 +69,7 @@ class KVCache:
         Raises ValueError when a row does not fit.
         """
         B, T = token_ids.shape
-        self._n_columns = T
-        self._counts = [T] * B if T == 1 else (token_ids != NO_TOKEN).sum(dim=1).tolist()
-        longest = max(length + count for length, count in zip(self.lengths, self._counts, strict=True))
-        wraps = self.rolling and longest > self.capacity
-        if longest > self.capacity and not (wraps and T == 1):
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, but {longest} are needed")
+        longest = self._count(T, [T] * B if T == 1 else (token_ids != NO_TOKEN).sum(dim=1).tolist())
         device = token_ids.device
         if self.is_uniform:
             self._places = None
@@ -95,6 +90,19 @@ class KVCache:
         self.mask = (slots <= positions.unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, S)
         self.is_causal = False
         return positions
+
+    def begin_token(self) -> None:
+        """Make room for one token a row, whose keys and values are stored elsewhere; raises ValueError as `begin`."""
+        self._count(1, [1] * self.batch_size)
+        self._places = None
+
+    def _count(self, n_columns: int, counts: list[int]) -> int:
+        """Note how many tokens come to each row; returns how many the longest will have."""
+        self._n_columns, self._counts = n_columns, counts
+        longest = max(length + count for length, count in zip(self.lengths, counts, strict=True))
+        if longest > self.capacity and not (self.rolling and n_columns == 1):
+            raise ValueError(f"the cache holds {self.capacity} tokens a row, but {longest} are needed")
+        return longest
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new (B, K, T, D) keys and values of a layer; returns all that may be attended to, (B, K, S, D)."""

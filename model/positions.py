@@ -44,13 +44,16 @@ class RotaryPositions(nn.Module):
 
     def forward(self, positions: Tensor, highest: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of `positions` (T,) or (B, T): each (T, D) or (B, 1, T, D); `highest` bounds all."""
-        if highest >= self.cosines.shape[0] or self.cosines.device != positions.device:
-            # Doubling keeps the cost per token constant when positions run far beyond the context window.
-            n_positions = max(highest + 1, 2 * self.cosines.shape[0], self.config.context_length)
-            self._grow(n_positions, positions.device)
         # As embeddings they are looked up in half the time that an index takes.
-        cosines, sines = F.embedding(positions, self.cosines), F.embedding(positions, self.sines)
+        cosines, sines = (F.embedding(positions, table) for table in self.tables(highest, positions.device))
         return (cosines, sines) if positions.ndim == 1 else (cosines.unsqueeze(1), sines.unsqueeze(1))
+
+    def tables(self, highest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of all positions up to `highest` and more, each (positions, D)."""
+        if highest >= self.cosines.shape[0] or self.cosines.device != device:
+            # Doubling keeps the cost per token constant when positions run far beyond the context window.
+            self._grow(max(highest + 1, 2 * self.cosines.shape[0], self.config.context_length), device)
+        return self.cosines, self.sines
 
     @torch.inference_mode(False)
     def _grow(self, n_positions: int, device: torch.device) -> None:

@@ -51,7 +51,7 @@ class TopK:
         kth = logits.topk(self.top_k, dim=-1).values[:, -1:]  # (B, 1)
         dropped = logits < kth
         # A threshold alone lets ties through, and k = 5 could keep six; they are rare, so most steps skip this.
-        if int(dropped.sum()) < dropped.numel() - self.top_k * len(dropped):
+        if int(dropped.sum()) < dropped.numel() - self.top_k * dropped.shape[0]:
             equal = logits == kth
             n_missing = self.top_k - (logits > kth).sum(dim=-1, keepdim=True)
             dropped |= equal & (equal.cumsum(dim=-1) > n_missing)

@@ -130,7 +130,7 @@ def decode(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
     + [(name, options) for name in ROTARY for options in ({"rolling": True, "capacity": 8}, {"capacity": 40})],
     ids=str,
 )
-def test_one_call_for_all_blocks_equals_the_blocks_one_by_one(build: Build, name: str, options: dict[str, Any]) -> None:
+def test_one_call_equals_the_parts_of_the_model_one_by_one(build: Build, name: str, options: dict[str, Any]) -> None:
     config = ModelConfig(**{**ARCHITECTURES[name], **SMALL, **({"context_length": 8} if options else {})})
     torch.set_num_threads(1)
     model, reference = build(config), build(config)
@@ -150,10 +150,23 @@ def test_one_call_for_all_blocks_equals_the_blocks_one_by_one(build: Build, name
     for n_rows in (1, 3, MOST_ROWS, MOST_ROWS + 1):
         ours, cache = decoded(model, n_rows)
         assert model.decoding_step is not None
-        assert model.decoding_step.can_take(ours[:, :1], cache) == (n_rows <= MOST_ROWS)
+        assert model.decoding_step.can_take(tokens[:n_rows, :1], cache) == (n_rows <= MOST_ROWS)
         torch.testing.assert_close(ours, expected[:n_rows], rtol=0, atol=3e-5)
         torch.testing.assert_close(cache.keys, expected_cache.keys[:, :n_rows], rtol=0, atol=3e-5)
         torch.testing.assert_close(cache.values, expected_cache.values[:, :n_rows], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "ours"])
+def test_a_step_refuses_what_it_has_no_place_for(build: Build, name: str) -> None:
+    config = ModelConfig(**{**ARCHITECTURES[name], **SMALL})
+    model, cache = build(config), KVCache(config, 2, capacity=3)
+    use_decoding_kernels(model, "fp32")
+    with pytest.raises(IndexError, match=f"not below the vocabulary of {config.vocab_size}"):
+        decode(model, torch.tensor([[0], [config.vocab_size]]), cache)
+    assert cache.lengths == [0, 0]
+    decode(model, torch.zeros(2, 3, dtype=torch.int64), cache)
+    with pytest.raises(ValueError, match="the cache holds 3 tokens a row, but 4 are needed"):
+        decode(model, torch.zeros(2, 1, dtype=torch.int64), cache)
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
