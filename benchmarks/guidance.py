@@ -13,19 +13,22 @@ from benchmarks.measuring import Comparison, Target
 from benchmarks.report import RESULTS_FOLDER, BenchmarkConfig, Report, run_benchmark
 
 if TYPE_CHECKING:
-    from benchmarks.guidance_study import Arm, Attribute, Study
+    from benchmarks.guidance_arms import Arm, ArmMeasurer
+    from benchmarks.guidance_study import Attribute, Study
 
 N_TEXTS = 500
 
 
 def answer(config: BenchmarkConfig) -> Report:
     """Train language model, guide and judge where they are missing, draw all arms, measure them alike."""
+    from benchmarks.guidance_arms import ArmMeasurer
     from benchmarks.guidance_study import Study
 
-    study = Study(12 if config.quick else N_TEXTS, quick=config.quick)
-    report = report_on(study, [study.mood(), *study.rules()], config)
-    whole, beginnings = study.judge_accuracy
-    bright = study.first_bright_texts()
+    study = Study(24 if config.quick else N_TEXTS, quick=config.quick)
+    measurer = ArmMeasurer(study)
+    report = report_on(study, measurer, [study.mood(), *study.rules()], config)
+    whole, beginnings = measurer.judge_accuracy
+    bright = measurer.first_bright_texts()
     return replace(
         report,
         notes=[
@@ -37,11 +40,11 @@ def answer(config: BenchmarkConfig) -> Report:
     )
 
 
-def report_on(study: Study, attributes: Iterable[Attribute], config: BenchmarkConfig) -> Report:
+def report_on(study: Study, measurer: ArmMeasurer, attributes: Iterable[Attribute], config: BenchmarkConfig) -> Report:
     """The arms of some attributes, their targets and picture."""
     from benchmarks.guidance_figure import plot_arms
 
-    arms = {attribute.name: study.measure(attribute) for attribute in attributes}
+    arms = {attribute.name: measurer.measure(attribute) for attribute in attributes}
     if not config.quick:
         plot_arms(arms, RESULTS_FOLDER / "guidance.png")
     return Report(

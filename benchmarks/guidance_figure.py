@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.guidance_study import Arm
+    from benchmarks.guidance_arms import Arm
 
 
 def plot_arms(arms: Mapping[str, Sequence[Arm]], path: Path) -> None:
