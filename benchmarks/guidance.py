@@ -24,7 +24,7 @@ def answer(config: BenchmarkConfig) -> Report:
     from benchmarks.guidance_arms import ArmMeasurer
     from benchmarks.guidance_study import Study
 
-    study = Study(24 if config.quick else N_TEXTS, quick=config.quick)
+    study = Study(48 if config.quick else N_TEXTS, quick=config.quick)
     measurer = ArmMeasurer(study)
     report = report_on(study, measurer, [study.mood(), *study.rules()], config)
     whole, beginnings = measurer.judge_accuracy

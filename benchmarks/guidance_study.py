@@ -31,6 +31,7 @@ from generation.text_generator import Result, TextGenerator
 from model.checkpoint import read_card
 from training.attributes import asks_a_question, ends_with_a_sentence, tells_of_the_sea
 from training.discriminator_config import DiscriminatorConfig
+from training.labels import MIN_TEXTS
 from training.own_samples import label_by
 from training.train_discriminator import fit
 from training.train_discriminator import run as train_from_files
@@ -114,7 +115,7 @@ class Study:
         """The attributes that a program checks; when quick, only those that some texts of the hasty model have."""
         for name, rule in RULES.items():
             n_with_it = sum(rule(sample.text) for sample in self._training_samples)
-            if self.quick and n_with_it < 10:
+            if self.quick and n_with_it < MIN_TEXTS:
                 print(f"quick: {name} is left out, {n_with_it} of {len(self._training_samples)} texts have it")
             else:
                 yield self._by_rule(name, rule)
