@@ -13,7 +13,7 @@ RECIPE = (
     "--preset", "small", "--tokenizer", "bpe:512", "--bigram-rows", "8192", "--dropout", "0.1", "--steps", "900",
     "--evaluate-every-steps", "50",
 )  # fmt: skip
-"""Small tokens make more of a small text, and a table of pairs learns soon; with 2,048 tokens it learned them by heart."""
+"""Small tokens make more of a small text, and a table of pairs learns soon; 2,048 tokens were learned by heart."""
 
 
 def answer(config: BenchmarkConfig) -> Report:
