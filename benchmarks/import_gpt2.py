@@ -10,16 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.machine import PROJECT
-from benchmarks.measuring import OURS, Comparison, Target, alternate, compare, in_own_process
+from benchmarks.measuring import OURS, Comparison, Target, alternate, compare, in_own_process, seconds
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 from command_line import MissingPackageError
 
 ALLOWED_SECONDS = 5.0
 ALLOWED_WEIGHT_SIZES = 2.2
 TRANSFORMERS = "transformers: from_pretrained, torch.save, fsync"
+WITHIN = f"{OURS}, torch being imported"
 
 
 def save_folder(folder: Path, n_layer: int) -> int:
@@ -57,6 +59,16 @@ def seconds_of_import(folder: Path) -> float:
     started = time.perf_counter()
     subprocess.run([sys.executable, *command(folder)], cwd=PROJECT, check=True, capture_output=True)
     return time.perf_counter() - started
+
+
+def seconds_within_python(folder: Path) -> float:
+    """The same without what every program with PyTorch waits for: starting Python and importing torch."""
+    import torch  # noqa: F401
+
+    from convert import main
+
+    sys.argv = command(folder)
+    return seconds(main)
 
 
 def bytes_of_import(folder: Path) -> float:
@@ -97,8 +109,11 @@ def answer(config: BenchmarkConfig) -> Report:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weight_bytes = in_own_process(save_folder, folder / "gpt2", 2 if config.quick else 12)
-        contenders = {OURS: seconds_of_import, TRANSFORMERS: seconds_of_transformers}
-        turns = {name: functools.partial(measure, folder) for name, measure in contenders.items()}
+        turns: dict[str, Callable[[], float]] = {
+            OURS: functools.partial(seconds_of_import, folder),
+            WITHIN: functools.partial(in_own_process, seconds_within_python, folder),
+            TRANSFORMERS: functools.partial(seconds_of_transformers, folder),
+        }
         values = alternate(turns, config.turns(5))
         memory = in_own_process(bytes_of_import, folder)
     task = "`convert.py import` GPT-2 124M"
@@ -106,13 +121,17 @@ def answer(config: BenchmarkConfig) -> Report:
     megabytes = [memory / 1e6]
     comparisons = [
         Comparison(task, "s", bound, values[OURS], [ALLOWED_SECONDS], target),
+        Comparison(f"{task}, torch being imported", "s", bound, values[WITHIN], [ALLOWED_SECONDS], target),
         *compare(task, "s", values, {TRANSFORMERS: None}),
         Comparison(
             f"{task}, peak of anonymous memory", "MB", "its weights", megabytes, [weight_bytes / 1e6],
             Target("at most", ALLOWED_WEIGHT_SIZES),
         ),
     ]  # fmt: skip
-    notes = ["random weights; the whole command, from starting Python to its end, the memory of torch itself included"]
+    notes = [
+        "random weights; the whole command, from starting Python to its end, the memory of torch itself included; "
+        "torch being imported: without starting Python and importing torch"
+    ]
     return Report("How long does it take to bring GPT-2 (124 M) in, and how much memory?", comparisons, notes)
 
 
