@@ -10,10 +10,10 @@ PUBLISHED = 1.4697
 """The validation loss in nanoGPT's README, of its configuration for a GPU (10.7M parameters)."""
 LIMIT_SECONDS = 600.0
 RECIPE = (
-    "--preset", "small", "--tokenizer", "bpe:512", "--bigram-rows", "8192", "--dropout", "0.1", "--steps", "900",
+    "--preset", "mini", "--tokenizer", "bpe:512", "--bigram-rows", "16384", "--dropout", "0", "--steps", "900",
     "--evaluate-every-steps", "50",
 )  # fmt: skip
-"""Small tokens make more of a small text, and a table of pairs learns soon; 2,048 tokens were learned by heart."""
+"""The best of six that were tried. Small tokens make more of a small text: 2,048 were soon learned by heart."""
 
 
 def answer(config: BenchmarkConfig) -> Report:
