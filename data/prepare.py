@@ -8,6 +8,7 @@ everything in it is on disk, so two processes may prepare the same corpus at onc
 Memory stays constant: documents travel in pieces, and at most a few pieces for each worker are in flight.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -176,6 +177,7 @@ class _Preparation:
             raise DiskError(self.cache_folder, error) from error
         try:
             self._write(temporary, fraction)
+            _return_freed_memory()
             publish(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -233,6 +235,14 @@ class _Preparation:
         if self.workers is None and facts.bytes < SERIAL_BELOW_BYTES:
             return 1
         return self.workers or available_cores()
+
+
+def _return_freed_memory() -> None:
+    """Give what the tokenizer's training counted back to the system: many small pieces, which glibc would keep."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def available_cores() -> int:

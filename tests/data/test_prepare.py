@@ -331,3 +331,33 @@ def test_a_vocabulary_beyond_65535_takes_four_bytes(tmp_path: Path, monkeypatch:
     assert corpus.training.paths[0].stat().st_size == HEADER_BYTES + 4 * corpus.n_training_tokens
     assert max(all_tokens(corpus)[0]) > 1 << 16
     assert all_tokens(corpus)[0] == encoded(corpus.tokenizer, list(corpus.training_documents()))
+
+
+MEMORY_OF_PREPARING = """
+import random, sys
+from pathlib import Path
+
+from benchmarks.memory import anonymous_bytes
+from data.prepare import prepare_corpus
+from data.sources import open_source
+import tokenizers
+
+folder = Path(sys.argv[1])
+letters = random.Random(0)
+words = ("".join(letters.choices("abcdefghij", k=9)) for _ in range(200_000))
+(folder / "text.txt").write_text(" ".join(words))
+del words
+before = anonymous_bytes()
+prepare_corpus(
+    open_source(str(folder / "text.txt")), "bpe:300", context_length=8, cache_folder=folder / "tokens", progress=False
+)
+print(anonymous_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+def test_what_counting_words_took_is_given_back(tmp_path: Path) -> None:
+    # The counts of 200,000 different words take 150 MB, which training would have to do without.
+    command = [sys.executable, "-c", MEMORY_OF_PREPARING, str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50_000_000
