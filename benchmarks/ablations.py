@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,9 +38,6 @@ PARTS = (
     Part("projections from zero", ("--initialization", "gpt2")),
     Part("a head of its own", ("--tied-head",)),
     Part("linear, not cosine schedule", ("--schedule", "cosine")),
-    Part("no n-gram embeddings", ("--bigram-rows", "8192", "--trigram-rows", "8192")),
-    Part("dropout 0.1", ("--dropout", "0")),
-    Part("weight decay 1", ("--weight-decay", "0.1")),
 )
 
 
@@ -76,18 +74,23 @@ def train(steps: int, seed: int, flags: tuple[str, ...]) -> Trained:
 
 
 def answer(config: BenchmarkConfig) -> Report:
+    """The parts of the network and of the optimizer."""
+    return with_and_without(PARTS, "Does every part of the default recipe pay?", config)
+
+
+def with_and_without(parts: Sequence[Part], question: str, config: BenchmarkConfig) -> Report:
     """Every seed with the whole recipe and with one part less, some runs at once."""
     steps = 10 if config.quick else STEPS
     seeds = range(1337, 1337 + config.turns(3))
     with ThreadPoolExecutor(AT_ONCE) as executor:
         runs = {
             flags: [executor.submit(train, steps, seed, flags) for seed in seeds]
-            for flags in [(), *(part.flags for part in PARTS)]
+            for flags in [(), *(part.flags for part in parts)]
         }
         trained = {flags: [run.result() for run in of_flags] for flags, of_flags in runs.items()}
     whole = trained[()]
     comparisons, seconds = [], {}
-    for part in PARTS:
+    for part in parts:
         without = trained[part.flags]
         comparisons.append(
             Comparison(
@@ -98,7 +101,7 @@ def answer(config: BenchmarkConfig) -> Report:
         ratios = [run.seconds / other.seconds for run, other in zip(whole, without, strict=True)]
         seconds[part.name] = round(statistics.median(ratios), 3)
     return Report(
-        "Does every part of the default recipe pay?",
+        question,
         comparisons,
         [f"{AT_ONCE} runs at a time, each on one thread; equal steps, what time they took stands in the facts"],
         facts={"seconds of training, with the part / without": seconds},

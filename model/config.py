@@ -130,7 +130,15 @@ _OURS: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours, for the best quality per minute of a CPU: seconds, minutes, an hour, more (benchmarks/results/).
     "nano": {**_OURS, "n_layer": 2, "n_head": 2, "n_embd": 64, "context_length": 64, "dropout": 0.1},
-    "mini": {**_OURS, "n_layer": 3, "n_head": 2, "n_embd": 128, "context_length": 128, "dropout": 0.1},
+    "mini": {
+        **_OURS,
+        "n_layer": 3,
+        "n_head": 2,
+        "n_embd": 128,
+        "context_length": 128,
+        "dropout": 0.1,
+        "bigram_rows": 2**14,
+    },
     "small": {**_OURS, "n_layer": 4, "n_head": 4, "n_embd": 256, "context_length": 256},
     "medium": {**_OURS, "n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256},
     # Llama-2 (Touvron et al. 2023, arxiv.org/abs/2307.09288), and small ones of the same parts.

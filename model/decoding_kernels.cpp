@@ -28,9 +28,15 @@ struct Block {
     Linear qkv, projection, gate, up, down;  // no gate but in SwiGLU
 };
 
+struct NgramTable {
+    const float *weight;  // (n_rows, C), null where a model has none
+    int64_t n_rows;
+};
+
 struct Model {
     const float *token_embedding;     // (V, C)
     const float *position_embedding;  // (longest context, C), or null without learned positions
+    NgramTable bigrams, trigrams;
     const Block *blocks;
     int64_t V, n_blocks, C, H, K, D, F;
     Norm final_norm;
@@ -42,13 +48,17 @@ struct Step {
     int64_t B, capacity;
     const int64_t *tokens;         // (B); one below 0 stands for nothing and is read as 0
     const int64_t *lengths;        // (B): how many positions of each row have been seen
-    const float *ngrams;           // (B, C), added to the embeddings, or null
+    const int64_t *history;        // (B, HISTORY): the tokens before these, the latest last
     float *outputs;                // (B, C)
     const float *cosines, *sines;  // of all positions, (more than any length, D), or null without rotary positions
     float *keys, *values;          // (n_blocks, B, K, capacity, D)
 };
 
 namespace {
+
+// As in kv_cache.py and ngram_embedding.py.
+constexpr int64_t HISTORY = 2;
+constexpr int64_t MULTIPLIERS[] = {2654435761, 2246822519, 3266489917};
 
 // Waking the other threads and waiting for them takes some microseconds, as long as so many multiplications.
 constexpr int64_t WORTH_THREADS = 16384;
@@ -212,15 +222,26 @@ void attend(const Model &model, const Step &step, int64_t block, float *heads, f
     }
 }
 
+// The row (C) of the last `order` tokens, as NgramEmbedding.rows in ngram_embedding.py; `earlier` ends with the latest.
+const float *ngram_row(const NgramTable &table, int64_t order, int64_t token, const int64_t *earlier, int64_t C) {
+    int64_t mixed = (token + 2) * MULTIPLIERS[0];
+    for (int64_t back = 1; back < order; back++) mixed += (earlier[HISTORY - back] + 2) * MULTIPLIERS[back];
+    return table.weight + (mixed ^ (mixed >> 15)) % table.n_rows * C;
+}
+
 // The input of the first block (B, C), as GPT.embed in gpt.py.
 std::vector<float> embed(const Model &model, const Step &step) {
     const int64_t C = model.C;
     std::vector<float> hidden(step.B * C);
     for (int64_t b = 0; b < step.B; b++) {
-        const float *token = model.token_embedding + std::max<int64_t>(step.tokens[b], 0) * C;
-        const float *position = model.position_embedding ? model.position_embedding + step.lengths[b] * C : nullptr;
-        for (int64_t c = 0; c < C; c++)
-            hidden[b * C + c] = token[c] + (position ? position[c] : 0) + (step.ngrams ? step.ngrams[b * C + c] : 0);
+        const auto add = [&](const float *embedding) {
+            for (int64_t c = 0; c < C; c++) hidden[b * C + c] += embedding[c];
+        };
+        const int64_t *earlier = step.history + b * HISTORY;
+        add(model.token_embedding + std::max<int64_t>(step.tokens[b], 0) * C);
+        if (model.position_embedding) add(model.position_embedding + step.lengths[b] * C);
+        if (model.bigrams.weight) add(ngram_row(model.bigrams, 2, step.tokens[b], earlier, C));
+        if (model.trigrams.weight) add(ngram_row(model.trigrams, 3, step.tokens[b], earlier, C));
     }
     return hidden;
 }

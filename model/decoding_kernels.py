@@ -57,15 +57,20 @@ class _Block(ctypes.Structure):
     _fields_ = (*_norms, *((name, _Linear) for name in ("qkv", "projection", "gate", "up", "down")))
 
 
+class _NgramTable(ctypes.Structure):
+    _fields_ = (("weight", _Address), ("n_rows", _Number))
+
+
 class _Model(ctypes.Structure):
-    _tables = ((name, _Address) for name in ("token_embedding", "position_embedding", "blocks"))
+    _embeddings = (("token_embedding", _Address), ("position_embedding", _Address))
+    _ngrams = (("bigrams", _NgramTable), ("trigrams", _NgramTable), ("blocks", _Address))
     _sizes = ((name, _Number) for name in ("V", "n_blocks", "C", "H", "K", "D", "F"))
     _choices = (("subtracts_mean", _Number), ("activation", _Number), ("norm_eps", _Real), ("qk_norm_eps", _Real))
-    _fields_ = (*_tables, *_sizes, ("final_norm", _Norm), *_choices)
+    _fields_ = (*_embeddings, *_ngrams, *_sizes, ("final_norm", _Norm), *_choices)
 
 
 class _Step(ctypes.Structure):
-    _rows = ((name, _Address) for name in ("tokens", "lengths", "ngrams", "outputs"))
+    _rows = ((name, _Address) for name in ("tokens", "lengths", "history", "outputs"))
     _of_positions = ((name, _Address) for name in ("cosines", "sines", "keys", "values"))
     _fields_ = (("B", _Number), ("capacity", _Number), *_rows, *_of_positions)
 
@@ -118,7 +123,7 @@ class DecodingStep:
         """The linear layers of `model` are FewRowsLinear of this `weight_type`."""
         config = model.config
         self._function = getattr(compiled(), f"step_through_model_{weight_type}")
-        self._rotary, self._ngram_embedding = model.rotary, model.ngram_embedding
+        self._rotary = model.rotary
         # What is pointed to has to stay.
         self._kept: list[object] = [model.blocks]
         self._blocks = (_Block * config.n_layer)(*(self._block(block) for block in model.blocks))  # type: ignore[arg-type]
@@ -126,6 +131,8 @@ class DecodingStep:
         self._model = _Model(
             token_embedding=self._address(model.token_embedding.weight),
             position_embedding=None if positions is None else self._address(positions.weight),
+            bigrams=self._ngram_table(model, 2),
+            trigrams=self._ngram_table(model, 3),
             blocks=ctypes.addressof(self._blocks),
             V=config.vocab_size,
             n_blocks=config.n_layer,
@@ -157,6 +164,13 @@ class DecodingStep:
     def _norm(self, norm: LayerNorm | RMSNorm) -> _Norm:
         return _Norm(**{name: self._address(parameter) for name, parameter in norm.named_parameters()})
 
+    def _ngram_table(self, model: GPT, order: int) -> _NgramTable:
+        tables = {} if model.ngram_embedding is None else dict(model.ngram_embedding.tables.named_children())
+        if str(order) not in tables:
+            return _NgramTable()
+        weight = tables[str(order)].weight
+        return _NgramTable(self._address(weight), len(weight))  # type: ignore[arg-type]
+
     def can_take(self, token_ids: Tensor, kv_cache: KVCache) -> bool:
         """Whether these (B, T) are one new token each of at most MOST_ROWS rows, and the cache is in float32."""
         if token_ids.shape[1] != 1 or token_ids.shape[0] > MOST_ROWS or token_ids.dtype != torch.int64:
@@ -177,13 +191,11 @@ class DecodingStep:
             capacity=kv_cache.capacity,
             tokens=token_ids.data_ptr(),
             lengths=ctypes.addressof(lengths),
+            history=kv_cache.history.data_ptr(),
             outputs=outputs.data_ptr(),
             keys=kv_cache.keys.data_ptr(),
             values=kv_cache.values.data_ptr(),
         )
-        if self._ngram_embedding is not None:
-            ngrams = self._ngram_embedding(kv_cache.with_history(token_ids))  # (B, 1, C)
-            step.ngrams = ngrams.data_ptr()
         if self._rotary is not None:
             cosines, sines = self._rotary.tables(max(kv_cache.lengths), token_ids.device)
             step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()

@@ -130,7 +130,7 @@ class KVCache:
         if self._needs_history:
             seen = self.with_history(token_ids)
             if self._places is None:
-                self.history = seen[:, -HISTORY:]
+                self.history = seen[:, -HISTORY:].contiguous()
             else:
                 last = torch.tensor(self._counts, device=seen.device).unsqueeze(1)
                 self.history = seen.gather(1, last + torch.arange(HISTORY, device=seen.device))

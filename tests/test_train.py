@@ -154,14 +154,18 @@ def test_adapters_without_a_trained_model_are_refused(run_train, text: Path) -> 
         run_train("--data", text, "--lora-rank", 2, "--run", "x")
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(4, 0.1), (120, 1.0)])
+@pytest.mark.parametrize(("steps", "decay", "dropout"), [(4, 0.1, 0.0), (600, 0.4, 0.2)])
 def test_a_text_read_many_times_gets_a_strong_weight_decay_and_dropout(  # type: ignore[no-untyped-def]
-    run_train, text: Path, tmp_path: Path, steps: int, expected: float
+    run_train, text: Path, tmp_path: Path, steps: int, decay: float, dropout: float
 ) -> None:
-    run_train("--data", text, "--run", "decay", "--steps", steps, "--sample-tokens", 0, *TINY_FLAGS)
+    flags = ("--preset", "small", "--steps", steps, "--sample-tokens", 0, *TINY_FLAGS)
+    run_train("--data", text, "--run", "decay", *flags)
     saved = torch.load(tmp_path / "checkpoints/decay" / f"step-{steps:06d}.pt", weights_only=True)
-    assert saved["training_state"]["train_config"]["weight_decay"] == expected
-    assert saved["model_config"]["dropout"] == (0.1 if expected == 1.0 else 0.0)
+    decided = saved["training_state"]["train_config"]
+    assert decided["weight_decay"] == decay
+    n_tokens = 0.9 * len(text.read_bytes())
+    assert decided["embedding_weight_decay"] == pytest.approx(min(1.6, 0.4 * steps * 128 / n_tokens), rel=0.01)
+    assert saved["model_config"]["dropout"] == dropout
 
 
 def test_fine_tuning_refuses_to_change_the_shape(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

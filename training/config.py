@@ -62,7 +62,12 @@ class TrainConfig:
     )
     weight_decay: float | None = option(
         None,
-        "decay of the matrices, times the learning rate (default: 0.1; 1 for fresh runs of more than 4 epochs)",
+        "decay of the matrices, times the learning rate (default: 0.1; for more epochs than one 0.1 each, up to 0.4)",
+        at_least=0,
+    )
+    embedding_weight_decay: float | None = option(
+        None,
+        "decay of embeddings and head, times their rate (default: 0.4 for each epoch, up to 1.6; none with --init)",
         at_least=0,
     )
     beta1: float = option(0.9, "AdamW: memory of the gradient", at_least=0, below=1)

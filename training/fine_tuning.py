@@ -38,6 +38,8 @@ def fine_tuning(config: TrainConfig, model_config: ModelConfig, world_size: int)
     return dataclasses.replace(
         config,
         weight_decay=DEFAULT_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
+        # What the new text does not mention is not to fade.
+        embedding_weight_decay=config.embedding_weight_decay or 0.0,
         learning_rate=config.learning_rate or rate * share,
         embedding_learning_rate=config.embedding_learning_rate or embedding_rate * share,
         batch_tokens=config.batch_tokens or max(1, FINE_TUNING_BATCH_TOKENS // unit) * unit,

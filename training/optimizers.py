@@ -13,11 +13,13 @@ from model.attention import CausalAttention
 from training.config import TrainConfig
 from training.muon import Muon
 
-Role = Literal["matrices", "embeddings", "head", "vectors"]
+Role = Literal["matrices", "embeddings", "ngrams", "head", "vectors"]
 
 DEFAULT_LEARNING_RATE = {"muon": 0.02, "adamw": 0.001}
 DEFAULT_EMBEDDING_LEARNING_RATE = 0.005
 DEFAULT_WEIGHT_DECAY = 0.1
+NGRAM_DECAY = 12.5
+"""How much faster the rows of n-grams decay than those of tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ def learning_rates(train_config: TrainConfig) -> tuple[float, float]:
 
 
 def parameter_groups(model: nn.Module, train_config: TrainConfig) -> list[ParameterGroup]:
-    """Sort all trainable parameters by role; only the matrices of the blocks decay.
+    """Sort all trainable parameters by role; gains and biases do not decay.
 
     Embeddings and the head stay with AdamW: their rows belong to single tokens, most of which are absent from a
     batch, so there is no direction to share strength with (Jordan et al. 2024). A tied head counts as an embedding.
+
+    AdamW moves a row that is seen rarely as far, each time, as one that is seen often. Decay makes up for that: a row
+    comes to rest where the two are in balance, at a length that grows with its frequency, so that what was seen a few
+    times counts little. N-grams are seen more rarely than tokens and decay faster (benchmarks/results/).
     """
     rate, other_rate = learning_rates(train_config)
-    decay = DEFAULT_WEIGHT_DECAY if train_config.weight_decay is None else train_config.weight_decay
+    decays = _decays(train_config)
     splits = _row_blocks(model) if train_config.optimizer == "muon" else {}
     sorted_parameters: dict[tuple[Role, tuple[int, ...]], dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -62,17 +68,31 @@ def parameter_groups(model: nn.Module, train_config: TrainConfig) -> list[Parame
             train_config.optimizer if role == "matrices" else "adamw",
             parameters,
             learning_rate=rate if role == "matrices" else other_rate,
-            weight_decay=decay if role == "matrices" else 0.0,
+            weight_decay=decays[role],
             row_blocks=row_blocks,
         )
         for (role, row_blocks), parameters in sorted_parameters.items()
     ]
 
 
+def _decays(train_config: TrainConfig) -> dict[Role, float]:
+    """The decay of every role, in units of its learning rate, defaults filled in."""
+    matrices, embeddings = train_config.weight_decay, train_config.embedding_weight_decay or 0.0
+    return {
+        "matrices": DEFAULT_WEIGHT_DECAY if matrices is None else matrices,
+        "embeddings": embeddings,
+        "ngrams": NGRAM_DECAY * embeddings,
+        "head": embeddings,
+        "vectors": 0.0,
+    }
+
+
 def _role(model: nn.Module, name: str, parameter: Tensor) -> Role:
     owner, _, _ = name.rpartition(".")
     if parameter.ndim < 2:
         return "vectors"
+    if "ngram_embedding" in owner.split("."):
+        return "ngrams"
     if isinstance(model.get_submodule(owner), nn.Embedding):
         return "embeddings"
     return "matrices" if "blocks" in owner.split(".") else "head"

@@ -38,7 +38,7 @@ from training.parallel import read_once
 from training.plan import Plan
 from training.precision import keep_freed_memory
 from training.preflight import prepare_plan
-from training.recipe import dropout_for, weight_decay_for
+from training.recipe import dropout_for, embedding_decay_for, weight_decay_for
 from training.run_state import RunFolder
 from training.samples import Sampler
 from training.summary import summary_lines
@@ -156,6 +156,8 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     workers.say(*preflight.lines(), *(f"advice      {advice}" for advice in preflight.advice()))
     if config.weight_decay is None:
         config = dataclasses.replace(config, weight_decay=weight_decay_for(preflight.epochs))
+    if config.embedding_weight_decay is None:
+        config = dataclasses.replace(config, embedding_weight_decay=embedding_decay_for(preflight.epochs))
     if initial is None and "dropout" not in request.model_overrides:
         dropout = dropout_for(preflight.epochs, model_config.dropout)
         model_config = dataclasses.replace(model_config, dropout=dropout)

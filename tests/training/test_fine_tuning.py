@@ -1,5 +1,7 @@
 """A trained model goes on in gentler and smaller steps than a fresh one, unless it is told otherwise."""
 
+import dataclasses
+
 import pytest
 
 from model.config import preset_config
@@ -12,7 +14,7 @@ GPT2, SMALL = preset_config("gpt2"), preset_config("small", vocab_size=300)
 def test_rates_are_a_tenth_and_decay_is_mild() -> None:
     decided = fine_tuning(TrainConfig(), SMALL, 1)
     assert (decided.learning_rate, decided.embedding_learning_rate) == pytest.approx((0.002, 0.0005))
-    assert decided.weight_decay == 0.1
+    assert (decided.weight_decay, decided.embedding_weight_decay) == (0.1, 0.0)
     assert fine_tuning(TrainConfig(optimizer="adamw"), SMALL, 1).learning_rate == pytest.approx(0.0001)
 
 
@@ -29,5 +31,6 @@ def test_a_step_takes_2048_tokens_or_one_window_of_every_process() -> None:
 
 
 def test_what_was_given_is_kept() -> None:
-    given = TrainConfig(learning_rate=0.5, embedding_learning_rate=0.4, weight_decay=0.3, batch_tokens=4096)
+    rates = TrainConfig(learning_rate=0.5, embedding_learning_rate=0.4, batch_tokens=4096)
+    given = dataclasses.replace(rates, weight_decay=0.3, embedding_weight_decay=0.2)
     assert fine_tuning(given, SMALL, 1) == given

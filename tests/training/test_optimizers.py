@@ -55,6 +55,8 @@ def test_roles_follow_from_what_a_parameter_does(config: ModelConfig) -> None:
     for name, role in roles.items():
         if "norm" in name or name.endswith("bias"):
             assert role == "vectors", name
+        elif "ngram" in name:
+            assert role == "ngrams", name
         elif "embedding" in name:
             assert role == "embeddings", name
         else:
@@ -62,10 +64,20 @@ def test_roles_follow_from_what_a_parameter_does(config: ModelConfig) -> None:
     assert ("head.weight" in roles) == (not config.tied_head)
 
 
-def test_only_matrices_of_the_blocks_get_muon_and_decay() -> None:
-    for group in parameter_groups(build(CONFIGS["ours"]), TrainConfig(weight_decay=0.3)):
+def test_only_matrices_of_the_blocks_get_muon() -> None:
+    for group in parameter_groups(build(CONFIGS["ours"]), TrainConfig()):
         assert (group.optimizer == "muon") == (group.role == "matrices")
-        assert group.weight_decay == (0.3 if group.role == "matrices" else 0.0)
+
+
+def test_every_role_has_its_decay_and_gains_have_none() -> None:
+    config = TrainConfig(weight_decay=0.3, embedding_weight_decay=0.8)
+    decays = {group.role: group.weight_decay for group in parameter_groups(build(CONFIGS["ours"]), config)}
+    assert decays == {"matrices": 0.3, "embeddings": 0.8, "ngrams": 10.0, "head": 0.8, "vectors": 0.0}
+
+
+def test_embeddings_do_not_decay_unless_asked() -> None:
+    decays = {group.role: group.weight_decay for group in parameter_groups(build(CONFIGS["ours"]), TrainConfig())}
+    assert decays == {"matrices": 0.1, "embeddings": 0.0, "ngrams": 0.0, "head": 0.0, "vectors": 0.0}
 
 
 def test_fused_projection_is_split_into_queries_keys_and_values() -> None:
@@ -86,14 +98,16 @@ def test_rates_are_those_of_the_help_text_unless_given() -> None:
 def test_adamw_equals_torch_adamw_with_groups_made_by_hand(config: ModelConfig) -> None:
     # In double precision, since the gradient of a key bias is zero but for rounding, which AdamW magnifies.
     ours, theirs = build(config).double(), build(config).double()
-    optimizer = build_optimizer(ours, TrainConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0.2, beta2=0.99))
-    decayed: list[torch.Tensor] = []
-    others: list[torch.Tensor] = []
+    train_config = TrainConfig(
+        optimizer="adamw", learning_rate=0.01, weight_decay=0.2, embedding_weight_decay=0.4, beta2=0.99
+    )
+    optimizer = build_optimizer(ours, train_config)
+    by_decay: dict[float, list[torch.Tensor]] = {0.2: [], 0.4: [], 5.0: [], 0.0: []}
     for name, parameter in theirs.named_parameters():
-        matrix = name.startswith("blocks.") and parameter.ndim == 2
-        (decayed if matrix else others).append(parameter)
+        decay = 0.0 if parameter.ndim < 2 else 0.2 if name.startswith("blocks.") else 5.0 if "ngram" in name else 0.4
+        by_decay[decay].append(parameter)
     reference = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}],
+        [{"params": parameters, "weight_decay": decay} for decay, parameters in by_decay.items() if parameters],
         lr=0.01,
         betas=(0.9, 0.99),
         foreach=False,

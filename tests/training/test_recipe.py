@@ -1,8 +1,17 @@
 """How hard a run is kept from learning its text by heart follows from how often it reads it."""
 
-from training.recipe import dropout_for, weight_decay_for
+import pytest
+
+from training.recipe import dropout_for, embedding_decay_for, weight_decay_for
 
 
-def test_only_a_text_that_is_read_many_times_is_kept_from_being_learnt_by_heart() -> None:
-    assert (weight_decay_for(4.0), dropout_for(4.0, 0.2)) == (0.1, 0.0)
-    assert (weight_decay_for(4.1), dropout_for(4.1, 0.2)) == (1.0, 0.2)
+@pytest.mark.parametrize(
+    ("epochs", "matrices", "embeddings"), [(0.25, 0.1, 0.1), (1.0, 0.1, 0.4), (2.5, 0.25, 1.0), (50.0, 0.4, 1.6)]
+)
+def test_the_decay_grows_with_the_epochs_up_to_four(epochs: float, matrices: float, embeddings: float) -> None:
+    assert weight_decay_for(epochs) == pytest.approx(matrices)
+    assert embedding_decay_for(epochs) == pytest.approx(embeddings)
+
+
+def test_only_a_text_that_is_read_very_often_gets_dropout() -> None:
+    assert (dropout_for(16.0, 0.2), dropout_for(16.1, 0.2)) == (0.0, 0.2)
