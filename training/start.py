@@ -28,6 +28,7 @@ from data.sources import open_source
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import ModelConfig, preset_config
+from model.cost import block_matrices
 from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
 from training.distributed import Workers, join_workers, local_device
@@ -159,7 +160,8 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     if config.embedding_weight_decay is None:
         config = dataclasses.replace(config, embedding_weight_decay=embedding_decay_for(preflight.epochs))
     if initial is None and "dropout" not in request.model_overrides:
-        dropout = dropout_for(preflight.epochs, model_config.dropout)
+        numbers_per_token = block_matrices(model_config) / corpus.n_training_tokens
+        dropout = dropout_for(preflight.epochs, numbers_per_token, model_config.dropout)
         model_config = dataclasses.replace(model_config, dropout=dropout)
     return _Prepared(corpus, model_config, config, preflight.plan, initial)
 

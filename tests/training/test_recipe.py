@@ -13,5 +13,6 @@ def test_the_decay_grows_with_the_epochs_up_to_four(epochs: float, matrices: flo
     assert embedding_decay_for(epochs) == pytest.approx(embeddings)
 
 
-def test_only_a_text_that_is_read_very_often_gets_dropout() -> None:
-    assert (dropout_for(16.0, 0.2), dropout_for(16.1, 0.2)) == (0.0, 0.2)
+def test_only_a_small_text_that_is_read_many_times_by_a_large_model_gets_dropout() -> None:
+    assert dropout_for(4.1, 4.1, 0.2) == 0.2
+    assert dropout_for(4.0, 4.1, 0.2) == dropout_for(4.1, 4.0, 0.2) == 0.0
