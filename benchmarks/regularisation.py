@@ -7,14 +7,13 @@ from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 
 PARTS = (
     Part("decay of embeddings and head", ("--embedding-weight-decay", "0")),
-    Part("no dropout", ("--dropout", "0.1")),
     Part("bigram embeddings, decaying", ("--bigram-rows", "0")),
     Part("weight decay 0.4, not 0.1", ("--weight-decay", "0.1")),
 )
 
 
 def answer(config: BenchmarkConfig) -> Report:
-    """What decays and what is dropped, and the table that needs the decay."""
+    """What decays, and the table that needs the decay."""
     return with_and_without(PARTS, "Does what keeps the default run from learning by heart pay?", config)
 
 

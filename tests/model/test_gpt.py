@@ -121,7 +121,7 @@ NAMES_OF_A_BLOCK = {
 NAMES_AROUND_THE_BLOCKS = {
     "gpt2": "token_embedding.weight position_embedding.weight final_norm.weight final_norm.bias head.weight",
     "mini-llama": "token_embedding.weight final_norm.weight head.weight",
-    "mini": "token_embedding.weight final_norm.weight head.weight",
+    "mini": "token_embedding.weight ngram_embedding.tables.2.weight final_norm.weight head.weight",
 }
 
 

@@ -80,7 +80,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built() -> None:
         ("gpt2", "export      possible: python convert.py export"),
         (
             "mini",
-            "export      not possible: other programs have no feed_forward relu_squared, qk_norm; "
+            "export      not possible: other programs have no feed_forward relu_squared, qk_norm, n-gram embeddings; "
             "--preset mini-llama can be exported",
         ),
     ],
