@@ -5,6 +5,7 @@ from __future__ import annotations
 from training.optimizers import DEFAULT_WEIGHT_DECAY
 
 _MANY_EPOCHS = 4.0
+_DECAY_OF_AN_EPOCH = 0.1
 _ROOM_TO_MEMORISE = 4.0
 """Numbers in the matrices of the blocks for each token of the text."""
 _EMBEDDINGS_TO_MATRICES = 4.0
@@ -17,7 +18,7 @@ def weight_decay_for(epochs: float) -> float:
     A text that is read many times over wants more decay than one that is read once (Kim et al. 2025, "Pre-training
     under infinite compute", arxiv.org/abs/2509.14786).
     """
-    return max(DEFAULT_WEIGHT_DECAY, 0.1 * min(epochs, _MANY_EPOCHS))
+    return max(DEFAULT_WEIGHT_DECAY, _DECAY_OF_AN_EPOCH * min(epochs, _MANY_EPOCHS))
 
 
 def embedding_decay_for(epochs: float) -> float:
@@ -26,7 +27,7 @@ def embedding_decay_for(epochs: float) -> float:
     `mini` after eight epochs of the English tales ended at 1.457 bits per byte with 1.6, and at 1.487 with none and
     a decay of 1 for the matrices; within a quarter of an epoch of another text, 0.4 was 0.3 % worse than none.
     """
-    return _EMBEDDINGS_TO_MATRICES * 0.1 * min(epochs, _MANY_EPOCHS)
+    return _EMBEDDINGS_TO_MATRICES * _DECAY_OF_AN_EPOCH * min(epochs, _MANY_EPOCHS)
 
 
 def dropout_for(epochs: float, numbers_per_token: float, of_preset: float) -> float:
@@ -35,7 +36,7 @@ def dropout_for(epochs: float, numbers_per_token: float, of_preset: float) -> fl
     Bits per byte without dropout and with that of the preset, by the numbers in its blocks for each token of the text:
 
         `small`, the English tales, less than three epochs         15    1.569   1.633 (0.2)
-        `small`, a quarter of the bright tales, nine epochs        52    1.832   1.810 (0.2)
+        `small`, a quarter of the tales, nine epochs               52    1.832   1.810 (0.2)
         `nano`, a short story, 33 epochs                            5    2.566   2.419 (0.1)
         `mini`, the English tales, eight epochs                     3    1.469   1.483 (0.1)
         `nano`, the English tales, six epochs                     0.5    1.559   1.596 (0.1)
