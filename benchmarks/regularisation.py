@@ -8,7 +8,6 @@ from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 PARTS = (
     Part("decay of embeddings and head", ("--embedding-weight-decay", "0")),
     Part("bigram embeddings, decaying", ("--bigram-rows", "0")),
-    Part("weight decay 0.4, not 0.1", ("--weight-decay", "0.1")),
 )
 
 
