@@ -62,11 +62,11 @@ class _NgramTable(ctypes.Structure):
 
 
 class _Model(ctypes.Structure):
-    _embeddings = (("token_embedding", _Address), ("position_embedding", _Address))
-    _ngrams = (("bigrams", _NgramTable), ("trigrams", _NgramTable), ("blocks", _Address))
+    _tables = (("token_embedding", _Address), ("position_embedding", _Address))
+    _ngrams = (("bigrams", _NgramTable), ("trigrams", _NgramTable))
     _sizes = ((name, _Number) for name in ("V", "n_blocks", "C", "H", "K", "D", "F"))
     _choices = (("subtracts_mean", _Number), ("activation", _Number), ("norm_eps", _Real), ("qk_norm_eps", _Real))
-    _fields_ = (*_embeddings, *_ngrams, *_sizes, ("final_norm", _Norm), *_choices)
+    _fields_ = (*_tables, *_ngrams, ("blocks", _Address), *_sizes, ("final_norm", _Norm), *_choices)
 
 
 class _Step(ctypes.Structure):

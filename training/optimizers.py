@@ -52,7 +52,7 @@ def parameter_groups(model: nn.Module, train_config: TrainConfig) -> list[Parame
 
     AdamW moves a row that is seen rarely as far, each time, as one that is seen often. Decay makes up for that: a row
     comes to rest where the two are in balance, at a length that grows with its frequency, so that what was seen a few
-    times counts little. N-grams are seen more rarely than tokens and decay faster (benchmarks/results/).
+    times counts little. N-grams are seen more rarely than tokens and decay faster (benchmarks/README.md).
     """
     rate, other_rate = learning_rates(train_config)
     decays = _decays(train_config)
