@@ -62,12 +62,13 @@ class TrainConfig:
     )
     weight_decay: float | None = option(
         None,
-        "decay of the matrices, times the learning rate (default: 0.1; for more epochs than one 0.1 each, up to 0.4)",
+        "decay of the matrices, times the learning rate (default: 0.1 for each epoch, 0.1 to 0.4; 0.1 with --init)",
         at_least=0,
     )
     embedding_weight_decay: float | None = option(
         None,
-        "decay of embeddings and head, times their rate (default: 0.4 for each epoch, up to 1.6; none with --init)",
+        "decay of embeddings and head, times their rate, 12.5 times as much for n-grams (default: 0.4 for each epoch, "
+        "up to 1.6; 0 with --init)",
         at_least=0,
     )
     beta1: float = option(0.9, "AdamW: memory of the gradient", at_least=0, below=1)

@@ -39,7 +39,7 @@ from training.parallel import read_once
 from training.plan import Plan
 from training.precision import keep_freed_memory
 from training.preflight import prepare_plan
-from training.recipe import dropout_for, embedding_decay_for, weight_decay_for
+from training.recipe import dropout_for, with_decays
 from training.run_state import RunFolder
 from training.samples import Sampler
 from training.summary import summary_lines
@@ -155,10 +155,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
         config, model_config, corpus, device, workers, elapsed_seconds=lambda: time.monotonic() - request.started
     )
     workers.say(*preflight.lines(), *(f"advice      {advice}" for advice in preflight.advice()))
-    if config.weight_decay is None:
-        config = dataclasses.replace(config, weight_decay=weight_decay_for(preflight.epochs))
-    if config.embedding_weight_decay is None:
-        config = dataclasses.replace(config, embedding_weight_decay=embedding_decay_for(preflight.epochs))
+    config = with_decays(config, preflight.epochs)
     if initial is None and "dropout" not in request.model_overrides:
         numbers_per_token = block_matrices(model_config) / corpus.n_training_tokens
         dropout = dropout_for(preflight.epochs, numbers_per_token, model_config.dropout)
