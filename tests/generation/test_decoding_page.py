@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from command_line import UserError
 from docs import one_token, pictures
 from generation.config import GenerateConfig, LoadConfig, SamplingConfig, SpeechConfig
@@ -32,7 +33,7 @@ def test_every_flag_on_the_page_exists() -> None:
     configs = (GenerateConfig, LoadConfig, SamplingConfig, ScoreConfig, SpeechConfig, pictures.PictureConfig)
     names = {name.replace("_", "-") for config in configs for name in config.__dataclass_fields__}
     known = {"--" + name for name in names} | {"--no-" + name for name in names}
-    of_train = {"--run", "--steps", "--data"}
+    of_train = {flag for action in train.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", PAGE)) - known - of_train == set()
 
 
