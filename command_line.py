@@ -45,6 +45,8 @@ class UserError(ValueError):
     """Something the user can put right: printed as one line without a traceback, then the program ends."""
 
     exit_code: int = EXIT_USAGE
+    ends_at_once: bool = False
+    """Whether the program must not clean up after the message: that would wait for what never comes."""
 
 
 class MissingPackageError(UserError):
@@ -359,6 +361,10 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
     except UserError as error:
         if not quiet:
             print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        if error.ends_at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if not quiet:

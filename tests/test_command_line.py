@@ -271,6 +271,16 @@ def test_exit_code_and_message_follow_from_what_happened(body: str, code: int, s
     assert (result.returncode, result.stderr) == (code, stderr)
 
 
+def test_an_error_that_ends_at_once_waits_for_nothing_that_the_program_still_holds() -> None:
+    ended = run(
+        "Stuck = type('Stuck', (), {'__del__': lambda self: print('cleaned up', flush=True)})\n"
+        "    held = Stuck()\n"
+        "    print('half a text', end='')\n"
+        "    raise type('Lost', (UserError,), {'ends_at_once': True, 'exit_code': 1})('lost contact')"
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "half a text", "program.py: lost contact\n")
+
+
 def test_our_own_mistake_keeps_its_traceback() -> None:
     for ours in ("raise ValueError('ours')", "raise OSError(28, 'No space', 'a file')", "import our_typo"):
         result = run(ours)

@@ -40,6 +40,16 @@ class WorkerError(UserError):
         self.exit_code = exit_code
 
 
+class LostContactError(WorkerError):
+    """Another process of the run is gone, and collectives with it may still be under way.
+
+    Whoever drops a process group then waits for its threads, and they for Python's lock, which is held meanwhile
+    (github.com/pytorch/pytorch/issues/56297): now and then the process would stay for ever.
+    """
+
+    ends_at_once = True
+
+
 @dataclass(frozen=True)
 class Workers:
     """The processes of one run; rank 0 talks and writes, all of them compute."""
@@ -147,6 +157,7 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     uses_cuda = device_name.startswith(("auto", "cuda")) and torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("nccl" if uses_cuda else "gloo", store=_meeting_place(), rank=rank, world_size=world_size)
+    lost_contact = False
     try:
         yield Workers(
             rank,
@@ -158,13 +169,15 @@ def join_workers(device_name: str) -> Iterator[Workers]:
     except RuntimeError as error:
         if not _is_lost_contact(error):
             raise
-        raise WorkerError(
+        lost_contact = True
+        raise LostContactError(
             f"lost contact with another process of this run, which has ended; its own message, if any, says why; "
             f"the same command with --resume goes on from the newest checkpoint ({str(error).splitlines()[0][-120:]})",
             exit_code=1,
         ) from error
     finally:
-        dist.destroy_process_group()
+        if not lost_contact:
+            dist.destroy_process_group()
 
 
 def _meeting_place() -> Store:
