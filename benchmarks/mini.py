@@ -1,4 +1,4 @@
-"""The preset mini with the tokenizer of the English tales and fresh weights: all that a question about speed needs."""
+"""The preset mini with the tokenizer of the English tales and random weights: all that a question about speed needs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ def mini_parts(preset: str = "mini") -> tuple[ModelConfig, Tokenizer, list[int]]
 
 
 def mini_generator() -> tuple[TextGenerator, list[int]]:
-    """A generator of untrained weights, and token ids to prompt with."""
+    """A generator of random weights, and token ids to prompt with."""
     config, tokenizer, token_ids = mini_parts()
     torch.manual_seed(0)
-    return TextGenerator(GPT(config).eval(), tokenizer), token_ids
+    model = GPT(config).eval()
+    for parameter in model.parameters():
+        # Training begins with a head of zeros, but top-k works differently where all logits are equal.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return TextGenerator(model, tokenizer), token_ids
 
 
 def save_mini(path: Path) -> None:
-    """Write a checkpoint of untrained weights."""
+    """Write a checkpoint of random weights."""
     generator, _ = mini_generator()
     save_checkpoint(
         path,

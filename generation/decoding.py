@@ -1,5 +1,6 @@
 """The decoding loop: logits → processors → one token per row → pieces of text, row by row to its end."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -175,7 +176,7 @@ def _choose(
     """Draw the token of each row from the model's logits (B, V); the best ones when there are no random numbers."""
     log_probabilities = logits.log_softmax(dim=-1)  # (B, V)
     # A single logit that is no number makes none of its whole row.
-    if log_probabilities[:, 0].isnan().any():
+    if any(math.isnan(first) for first in log_probabilities[:, 0].tolist()):
         raise UserError(
             "the model's logits are not numbers (NaN): its training diverged; use an earlier checkpoint of the run"
         )

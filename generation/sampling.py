@@ -5,6 +5,7 @@ Random number (seed, sample, step) is a pure function of the three: the counter-
 counted by step. So a sample draws the same numbers alone, in a batch of 64, or after others have ended.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +70,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     # u ≤ 1 − 2⁻⁵³, so the rounded product stays below the total and the search always ends at a token.
     targets = uniforms.to(cumulative.device).unsqueeze(1) * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-    return _checked(chosen.to(logits.device), highest.squeeze(1).to(logits.device))
+    return _checked(chosen, highest.squeeze(1)).to(logits.device)
 
 
 def most_probable(logits: Tensor) -> Tensor:
@@ -80,7 +81,8 @@ def most_probable(logits: Tensor) -> Tensor:
 
 def _checked(chosen: Tensor, highest: Tensor) -> Tensor:
     """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,). Raises UserError for NaN."""
-    if (highest > -torch.inf).all():
+    # A few numbers are compared sooner in Python than by three calls of torch.
+    if all(value > -math.inf for value in highest.tolist()):
         return chosen
     if highest.isnan().any():
         raise UserError("a logits processor made logits that are not numbers (NaN); --explain shows the order of all")

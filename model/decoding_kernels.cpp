@@ -48,7 +48,7 @@ struct Step {
     int64_t B, capacity;
     const int64_t *tokens;         // (B); one below 0 stands for nothing and is read as 0
     const int64_t *lengths;        // (B): how many positions of each row have been seen
-    const int64_t *history;        // (B, HISTORY): the tokens before these, the latest last
+    int64_t *history;              // (B, HISTORY): the tokens before these, the latest last; these join them
     float *outputs;                // (B, C)
     const float *cosines, *sines;  // of all positions, (more than any length, D), or null without rotary positions
     float *keys, *values;          // (n_blocks, B, K, capacity, D)
@@ -237,11 +237,13 @@ std::vector<float> embed(const Model &model, const Step &step) {
         const auto add = [&](const float *embedding) {
             for (int64_t c = 0; c < C; c++) hidden[b * C + c] += embedding[c];
         };
-        const int64_t *earlier = step.history + b * HISTORY;
+        int64_t *earlier = step.history + b * HISTORY;
         add(model.token_embedding + std::max<int64_t>(step.tokens[b], 0) * C);
         if (model.position_embedding) add(model.position_embedding + step.lengths[b] * C);
         if (model.bigrams.weight) add(ngram_row(model.bigrams, 2, step.tokens[b], earlier, C));
         if (model.trigrams.weight) add(ngram_row(model.trigrams, 3, step.tokens[b], earlier, C));
+        std::copy(earlier + 1, earlier + HISTORY, earlier);
+        earlier[HISTORY - 1] = step.tokens[b];
     }
     return hidden;
 }

@@ -201,7 +201,7 @@ class DecodingStep:
             step.cosines, step.sines = cosines.data_ptr(), sines.data_ptr()
         if not self._function(self._model, step):
             raise IndexError(f"a token id is not below the vocabulary of {self._model.V}")
-        kv_cache.end(token_ids)
+        kv_cache.end_token()
         return outputs
 
 

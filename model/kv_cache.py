@@ -92,9 +92,11 @@ class KVCache:
         return positions
 
     def begin_token(self) -> None:
-        """Make room for one token a row, whose keys and values are stored elsewhere; raises ValueError as `begin`."""
+        """Make room for one token a row, whose keys, values and history are stored elsewhere, before `end_token`.
+
+        Raises ValueError as `begin`.
+        """
         self._count(1, [1] * self.batch_size)
-        self._places = None
 
     def _count(self, n_columns: int, counts: list[int]) -> int:
         """Note how many tokens come to each row; returns how many the longest will have."""
@@ -134,6 +136,10 @@ class KVCache:
             else:
                 last = torch.tensor(self._counts, device=seen.device).unsqueeze(1)
                 self.history = seen.gather(1, last + torch.arange(HISTORY, device=seen.device))
+        self.end_token()
+
+    def end_token(self) -> None:
+        """Count the tokens of this call."""
         self.lengths = [length + count for length, count in zip(self.lengths, self._counts, strict=True)]
 
     def copy_rows_from(self, other: "KVCache", rows: list[int]) -> None:

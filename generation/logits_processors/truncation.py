@@ -48,10 +48,12 @@ class TopK:
         """(B, V) → (B, V)."""
         if self.top_k >= logits.shape[-1]:
             return logits
-        kth = logits.topk(self.top_k, dim=-1).values[:, -1:]  # (B, 1)
+        # The last that is kept and the first that is not.
+        border = logits.topk(self.top_k + 1, dim=-1).values[:, -2:]  # (B, 2)
+        kth = border[:, :1]
         dropped = logits < kth
         # A threshold alone lets ties through, and k = 5 could keep six; they are rare, so most steps skip this.
-        if int(dropped.sum()) < dropped.numel() - self.top_k * dropped.shape[0]:
+        if any(last == next_one for last, next_one in border.tolist()):
             equal = logits == kth
             n_missing = self.top_k - (logits > kth).sum(dim=-1, keepdim=True)
             dropped |= equal & (equal.cumsum(dim=-1) > n_missing)
