@@ -70,7 +70,8 @@ class GPT(nn.Module):
             for name, buffer in module.named_buffers(recurse=False):
                 # Tables that grow when they are needed; those of the state dict have left "meta" already.
                 if buffer.is_meta:
-                    setattr(module, name, torch.empty_like(buffer, device=device))
+                    # Not empty_like, which imports sympy for a tensor on "meta": half a second.
+                    setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
         self.eval()
 
     def forward(self, token_ids: Tensor, kv_cache: KVCache | None = None) -> Tensor:
