@@ -9,9 +9,11 @@ processor when it is asked for, which takes two seconds.
 
 import ctypes
 import functools
+import mmap
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -33,6 +35,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 MOST_ROWS = 16
 """With more rows, arithmetic takes longer than reading, and torch's blocked matrix product is the faster one."""
 
+_MADV_COLLAPSE = 25
+"""Of Linux's madvise(2)."""
 _SOURCE = Path(__file__).with_name("decoding_kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
@@ -210,11 +214,27 @@ def use_decoding_kernels(model: GPT, weight_type: WeightType) -> None:
 
     Embeddings stay as they are, also that which a tied head shared: of them a token reads only a row.
     """
+    if weight_type == "fp32":
+        for parameter in model.parameters():
+            _gather_in_large_pages(parameter)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, FewRowsLinear(child.weight, child.bias, weight_type))
     model.decoding_step = DecodingStep(model, weight_type)
+
+
+def _gather_in_large_pages(tensor: Tensor) -> None:
+    """Ask Linux (6.1 or newer) to move a tensor into pages of 2 MB, where it stands; elsewhere nothing happens.
+
+    Reading all of it then stops less often to look an address up: a tenth of a step of GPT-2 in fp32, for 0.15 s once.
+    Narrower weights are not read fast enough to gain by it.
+    """
+    if sys.platform == "linux":
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        n_bytes = tensor.data_ptr() + tensor.numel() * tensor.element_size() - start
+        if n_bytes > 0:
+            ctypes.CDLL(None).madvise(_Address(start), ctypes.c_size_t(n_bytes), _MADV_COLLAPSE)
 
 
 @functools.cache

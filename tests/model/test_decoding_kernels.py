@@ -200,3 +200,10 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch,
     failing.chmod(0o755)
     with pytest.raises(UserError, match=r"could not compile decoding_kernels.cpp \(out of ideas\); set CXX"):
         decoding_kernels.compiled.__wrapped__()
+
+
+@pytest.mark.parametrize("first", [0, 1, 1500, 3 * 2**20 - 5])
+def test_gathering_weights_in_large_pages_leaves_every_number_in_its_place(first: int) -> None:
+    whole = torch.arange(3 * 2**20, dtype=torch.float32)
+    decoding_kernels._gather_in_large_pages(whole[first:])
+    assert torch.equal(whole, torch.arange(3 * 2**20, dtype=torch.float32))
