@@ -214,12 +214,11 @@ def use_decoding_kernels(model: GPT, weight_type: WeightType) -> None:
 
     Embeddings stay as they are, also that which a tied head shared: of them a token reads only a row.
     """
-    if weight_type == "fp32":
-        for parameter in model.parameters():
-            _gather_in_large_pages(parameter)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
+                if weight_type == "fp32":
+                    _gather_in_large_pages(child.weight)
                 setattr(module, name, FewRowsLinear(child.weight, child.bias, weight_type))
     model.decoding_step = DecodingStep(model, weight_type)
 
@@ -227,8 +226,9 @@ def use_decoding_kernels(model: GPT, weight_type: WeightType) -> None:
 def _gather_in_large_pages(tensor: Tensor) -> None:
     """Ask Linux (6.1 or newer) to move a tensor into pages of 2 MB, where it stands; elsewhere nothing happens.
 
-    Reading all of it then stops less often to look an address up: a tenth of a step of GPT-2 in fp32, for 0.15 s once.
-    Narrower weights are not read fast enough to gain by it.
+    Reading all of it then stops less often to look an address up: a tenth of a step of GPT-2 in fp32. The price is
+    0.15 s once, or 1.5 s on a virtual machine whose host has to lend the pages first. Narrower weights are not read
+    fast enough to gain by it.
     """
     if sys.platform == "linux":
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
