@@ -9,12 +9,23 @@ STARTED = time.monotonic()
 
 from pathlib import Path  # noqa: E402
 
-from command_line import ArgumentParser, UserError, add_options, flag_name, given_options, run_program  # noqa: E402
+from command_line import (  # noqa: E402
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    ArgumentParser,
+    UserError,
+    add_options,
+    flag_name,
+    given_options,
+    run_program,
+)
 from data.tokenizers.choices import check_tokenizer_choice  # noqa: E402
 from model.config import PRESETS, ModelConfig, preset_config  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+RANK_0_SPEAKS_SECONDS = 20
+"""A busy machine may let one process see a mistake seconds after the others."""
 
 EXAMPLES = """\
 examples:
@@ -92,6 +103,21 @@ def model_name(checkpoint: Path) -> str:
     return checkpoint.resolve().parent.name if is_of_run else checkpoint.stem
 
 
+def main_beside_rank_0() -> None:
+    """`main` in the processes that leave the talking to rank 0: after an error they stay until it has spoken.
+
+    torchrun ends all processes as soon as the first one has failed, so rank 0 has to be the first.
+    """
+    try:
+        main()
+    except UserError as error:
+        if error.exit_code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            time.sleep(RANK_0_SPEAKS_SECONDS)
+        raise
+
+
 if __name__ == "__main__":
     # Under torchrun every process meets the same error, and rank 0 says it.
-    run_program(main, quiet="WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0")
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        run_program(main_beside_rank_0, quiet=True)
+    run_program(main)

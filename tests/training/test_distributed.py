@@ -449,7 +449,8 @@ def torchrun(folder: Path, *flags: object, restarts: int = 0) -> Iterator[subpro
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", str(folder / "train.py")]
     command += ["--data", str(folder / "text.txt"), *map(str, (*FLAGS, *flags))]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    # Python runs the folder's sitecustomize.py, if a test has put one there, before the script.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PROJECT)]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )
@@ -492,7 +493,8 @@ def test_the_commands_of_the_page_on_scaling_are_understood() -> None:
         train.build_parser().parse(arguments.training_script_args)
 
 
-def test_under_torchrun_a_mistake_is_said_once(folder: Path) -> None:
+def test_under_torchrun_a_mistake_is_said_once_also_when_rank_0_is_the_last_to_see_it(folder: Path) -> None:
+    (folder / "sitecustomize.py").write_text('import os, time\nif os.environ.get("RANK") == "0": time.sleep(1)\n')
     with torchrun(folder, "--steps", -1) as process:
         _, said = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
