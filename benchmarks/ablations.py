@@ -38,6 +38,7 @@ PARTS = (
     Part("projections from zero", ("--initialization", "gpt2")),
     Part("a head of its own", ("--tied-head",)),
     Part("linear, not cosine schedule", ("--schedule", "cosine")),
+    Part("decay of matrices that grows with the epochs", ("--weight-decay", "0.1")),
 )
 
 
