@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measuring import Comparison, Target, in_own_process
+from benchmarks.measuring import Comparison, Target, alternate, in_own_process
 from benchmarks.report import BenchmarkConfig, Report, run_benchmark
 
 MEGABYTE = 1_000_000
@@ -44,7 +46,7 @@ def late_against_early(n_windows: int) -> float:
 
 
 def training_memory(path: Path) -> float:
-    """Peak anonymous megabytes of preparing a text and training mini on it for some steps."""
+    """Peak anonymous megabytes of preparing a text and training mini on it for some steps, as train.py does."""
     from benchmarks.memory import peak_anonymous_bytes
 
     return peak_anonymous_bytes(lambda: _train(path)) / MEGABYTE
@@ -58,12 +60,14 @@ def _train(path: Path) -> None:
     from model.gpt import GPT
     from training.config import TrainConfig
     from training.optimizers import build_optimizer
+    from training.precision import keep_freed_memory
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         context_length = preset_config("mini", vocab_size=1).context_length
         corpus = prepare_corpus(
             open_source(str(path)), "bpe:2048", context_length=context_length, cache_folder=Path(folder), progress=False
         )
+        keep_freed_memory()
         model = GPT(preset_config("mini", vocab_size=corpus.tokenizer.vocab_size))
         optimizer = build_optimizer(model, TrainConfig())
         batches = Batches(corpus.training, context_length, sequences=16, seed=0)
@@ -80,17 +84,19 @@ def answer(config: BenchmarkConfig) -> Report:
     n_windows, large = (3, 10) if config.quick else (12, 1000)
     growth = [in_own_process(late_against_early, n_windows) for _ in range(config.turns(5))]
     with tempfile.TemporaryDirectory() as folder:
-        memory: dict[int, float] = {}
+        contenders: dict[str, Callable[[], float]] = {}
         for megabytes in (1, large):
             path = Path(folder) / f"{megabytes}.txt"
             write_text(path, megabytes * MEGABYTE)
-            memory[megabytes] = in_own_process(training_memory, path)
-            print(f"training on {megabytes} MB: {memory[megabytes]:.0f} MB of memory", flush=True)
+            contenders[f"{megabytes} MB"] = functools.partial(in_own_process, training_memory, path)
+        memory = alternate(contenders, config.turns(3))
     return Report(
         "Does cost stay flat?",
         [
             Comparison(f"time per token, window {n_windows}", "times", "the second window", growth, [1.0], FLAT),
-            Comparison(f"memory of training, {large} MB of text", "MB", "1 MB", [memory[large]], [memory[1]], FLAT),
+            Comparison(
+                f"memory of training, {large} MB of text", "MB", "1 MB", memory[f"{large} MB"], memory["1 MB"], FLAT
+            ),
         ],
         ["memory holds Python, torch, the preparation of the text and the training of the preset mini"],
     )

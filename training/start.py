@@ -68,7 +68,6 @@ class Request:
 
 def start_training(request: Request) -> None:
     """Run what was asked for, to its end. Everything a user can cause is a UserError with its exit code."""
-    keep_freed_memory()
     interruption = Interruption()
     with interruption.watch(), join_workers(request.train_config.device) as workers, contextlib.ExitStack() as stack:
         if workers.world_size > 1:
@@ -201,6 +200,8 @@ def _prepare_corpus(
                 f"the corpus {corpus.name} here is not the one of rank 0; copy the same text to every machine, or name "
                 f"a folder that all of them share"
             )
+    # Not sooner: what the preparation frees goes back to the system.
+    keep_freed_memory()
     return corpus
 
 
