@@ -4,17 +4,13 @@ One decoded token costs one reading of all weights. torch's product of a single 
 and int8 ones need instructions that few processors have; around the products, each of a block's forty small operations
 costs about as long as a product of a small model. `decoding_kernels.cpp` takes a token through all of them in one
 call and reads with all threads, at the speed of the memory, whatever the width. The file is compiled for this very
-processor when it is asked for, which takes two seconds.
+processor when it is first asked for (`compiling`).
 """
 
 import ctypes
 import functools
 import mmap
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from command_line import UserError
 from model.block import Block
+from model.compiling import compiled_library
 from model.gpt import GPT
 from model.kv_cache import KVCache
 from model.normalization import LayerNorm, RMSNorm
@@ -38,7 +34,6 @@ MOST_ROWS = 16
 _MADV_COLLAPSE = 25
 """Of Linux's madvise(2)."""
 _SOURCE = Path(__file__).with_name("decoding_kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 
 
 _ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
@@ -239,25 +234,8 @@ def _gather_in_large_pages(tensor: Tensor) -> None:
 
 @functools.cache
 def compiled() -> ctypes.CDLL:
-    """The functions of decoding_kernels.cpp; raises UserError when there is no C++ compiler, or one that fails.
-
-    Nothing is kept on the disk: the next start compiles anew, in no more time than a stale or foreign file would cost
-    in care. The library runs on torch's own OpenMP threads, as many as `torch.set_num_threads` says.
-    """
-    names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
-    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
-    way_out = "or leave out --compile and keep --precision fp32"
-    if compiler is None:
-        raise UserError(f"there is no C++ compiler (c++, g++, clang++) to compile the kernel; install one, {way_out}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "decoding_kernels.so"
-        done = subprocess.run([compiler, *_FLAGS, str(_SOURCE), "-o", str(path)], capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip() or "without a message").splitlines()[0]
-            raise UserError(
-                f"{compiler} could not compile {_SOURCE.name} ({reason}); set CXX to another compiler, {way_out}"
-            )
-        library = ctypes.CDLL(str(path))
+    """The functions of decoding_kernels.cpp; raises UserError when there is no C++ compiler, or one that fails."""
+    library = compiled_library(_SOURCE, "or leave out --compile and keep --precision fp32")
     for weight_type in _DTYPES:
         linear, step = getattr(library, f"linear_{weight_type}"), getattr(library, f"step_through_model_{weight_type}")
         linear.argtypes, linear.restype = [ctypes.POINTER(_Linear), _Address, _Address, _Number], None
