@@ -16,7 +16,8 @@ from data.tokenizers.utf8_bytes import ByteTokenizer
 from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
-from training import start
+from training import preflight, start
+from training.speed import Speed
 
 PROJECT = Path(train.__file__).parent
 TINY_FLAGS = (
@@ -180,6 +181,20 @@ def test_the_command_that_repeats_a_timed_run_is_printed(run_train, text: Path) 
     (repeat,) = [line for line in said.splitlines() if line.startswith("repeat")]
     assert "--minutes" not in repeat
     assert int(repeat.split("--steps ")[1].split()[0]) >= 1
+
+
+def test_a_speed_that_was_measured_far_too_low_is_told_at_the_end(  # type: ignore[no-untyped-def]
+    run_train, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "measure_speed", lambda *_: Speed(micro_batch=10, optimizer=0, evaluation=1))
+    said = run_train("--data", text, "--run", "timed", "--minutes", 1, *TINY_FLAGS)
+    lines = (train.CHECKPOINTS / "timed" / "metrics.jsonl").read_text().splitlines()
+    *_, last = (line for line in map(json.loads, lines) if "loss" in line)
+    (notice,) = [line for line in said.splitlines() if line.startswith("notice")]
+    assert "was the machine busy then?" in notice
+    # As many real steps as fill the time that these were expected to take, ten seconds each.
+    n_steps = int(notice.split("--steps ")[1].split()[0])
+    assert n_steps * last["seconds"] / last["step"] == pytest.approx(last["step"] * 10, rel=0.1)
 
 
 @pytest.mark.parametrize(

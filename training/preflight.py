@@ -63,6 +63,11 @@ class Preflight:
         """Tokens of an optimizer step over all processes."""
         return self.plan.sequences * self.model_config.context_length
 
+    @property
+    def step_seconds(self) -> float:
+        """Of all optimizer steps, without evaluations and what comes after the last."""
+        return self.plan.n_steps * self.batch_tokens / self.tokens_per_second
+
     def lines(self) -> list[str]:
         """The report, one fact a line."""
         corpus, plan = self.corpus, self.plan

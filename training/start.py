@@ -42,7 +42,7 @@ from training.preflight import prepare_plan
 from training.recipe import dropout_for, with_decays
 from training.run_state import RunFolder
 from training.samples import Sampler
-from training.summary import summary_lines
+from training.summary import misjudged_speed, summary_lines
 from training.trainer import Trainer
 
 
@@ -97,6 +97,8 @@ class _Prepared:
     plan: Plan
     initial: Checkpoint | None
     """Weights to start from, or None for fresh ones."""
+    expected_seconds: float | None = None
+    """What the steps will take at the speed that was measured; None when that was at an earlier start."""
 
 
 @contextlib.contextmanager
@@ -159,7 +161,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
         numbers_per_token = block_matrices(model_config) / corpus.n_training_tokens
         dropout = dropout_for(preflight.epochs, numbers_per_token, model_config.dropout)
         model_config = dataclasses.replace(model_config, dropout=dropout)
-    return _Prepared(corpus, model_config, config, preflight.plan, initial)
+    return _Prepared(corpus, model_config, config, preflight.plan, initial, preflight.step_seconds)
 
 
 def _context_length(request: Request, initial: Checkpoint | None) -> int:
@@ -279,6 +281,8 @@ def _train(
     workers.say(*workers.on_main(summary))
     if prepared.train_config.steps is None and not request.resume:
         workers.say(f"repeat      {shown(repeating(request.command, prepared.plan.n_steps), workers)}")
+    if prepared.train_config.steps is None and prepared.expected_seconds is not None:
+        workers.say(*misjudged_speed(prepared.plan, prepared.expected_seconds, done))
 
 
 def _provenance(request: Request, prepared: _Prepared) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from command_line import MissingPackageError
 from data.prepare import PreparedCorpus
 from model.checkpoint import StorageError
 from training.counting import counting_bits_per_byte
+from training.plan import Plan
 from training.plots import plot_loss
 from training.run_state import RunFolder
 from training.trainer import RunProgress
 
+_MUCH_FASTER = 1.5
 COUNTING_LIMIT_BYTES = 5_000_000
 """Corpora up to this size are also scored by the counting n-gram, which holds its counts in memory."""
 
@@ -47,6 +49,18 @@ def summary_lines(
     command = [interpreter, "generate.py", "--checkpoint", str(_short(run_folder.best_path)), "--prompt", prompt]
     lines.append(f"generate    {shlex.join(command)}")
     return lines
+
+
+def misjudged_speed(plan: Plan, expected_seconds: float, done: RunProgress) -> list[str]:
+    """What to tell when the steps of a timed run took much less time than the measured speed promised."""
+    faster = expected_seconds * done.step / plan.n_steps / max(done.training_seconds, 1e-9)
+    if faster < _MUCH_FASTER:
+        return []
+    reason = "measured without compiling" if plan.compile else "was the machine busy then?"
+    return [
+        f"notice      {faster:.1f} times as fast as measured before the first step ({reason}), so the run ended early; "
+        f"--steps {plan.n_steps * faster:.0f} in place of --minutes would take all of its time"
+    ]
 
 
 def _short(path: Path) -> Path:
