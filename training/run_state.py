@@ -62,7 +62,7 @@ class RunFolder:
     def open(cls, path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         """Create or open a run folder and lock it.
 
-        With `overwrite`, the old checkpoints go as soon as the first new one is safe, not before. Raises UserError
+        With `overwrite`, the old files go as soon as the first new checkpoint is safe, not before. Raises UserError
         when a run is there and neither flag is given, RunInUseError (exit 7) when another process writes here,
         StorageError when the disk refuses.
         """
@@ -77,23 +77,20 @@ class RunFolder:
             raise StorageError("open run folder", path, error) from error
         try:
             old = [checkpoint for _, checkpoint in reversed(step_checkpoints(path))]
-            old += [path / name for name in (BEST, METRICS) if (path / name).exists()]
+            old += [path / name for name in (BEST, METRICS, SAMPLES) if (path / name).exists()]
             if old and not (resume or overwrite):
                 raise UserError(
                     f"run folder {path} holds a run already; go on with it by --resume, replace it by --overwrite, or "
                     f"choose another name with --run"
                 )
             _remove_leftovers(path)
-            if overwrite:
-                for log in (METRICS, SAMPLES):
-                    durable_files.unlink(path / log)
         except OSError as error:
             lock.close()
             raise StorageError("open run folder", path, error) from error
         except BaseException:
             lock.close()
             raise
-        return cls(path, lock, [file for file in old if file.suffix == ".pt"] if overwrite else [])
+        return cls(path, lock, old if overwrite else [])
 
     def __enter__(self) -> RunFolder:
         return self
@@ -242,7 +239,7 @@ def _verifies(path: Path) -> bool:
 
 
 def _delete(path: Path) -> None:
-    """Delete an old checkpoint; that it cannot be deleted costs space, not work."""
+    """Delete an old file; that it cannot be deleted costs space, not work."""
     try:
         durable_files.unlink(path)
     except OSError as error:

@@ -180,12 +180,18 @@ def test_an_overwritten_run_goes_when_the_first_new_checkpoint_is_safe(run: RunF
     save_steps(run, 5, 6)
     run.save_best(**model_values(6))
     run.metrics_path.write_text('{"step": 6}\n')
+    run.samples_path.write_text("## Step 6\n")
+    before = {path.name for path in run.path.iterdir()}
+    assert before >= {"best.pt", "step-000005.pt", "step-000006.pt", "metrics.jsonl", "samples.md"}
+    with reopened(run, resume=False, overwrite=True):
+        pass  # interrupted before the first step
     with reopened(run, resume=False, overwrite=True) as again:
-        assert names(run.path) == ["best.pt", "step-000005.pt", "step-000006.pt"]
+        assert {path.name for path in run.path.iterdir()} == before
         assert again.newest_checkpoint() is None
         save_steps(again, 0)
         assert names(run.path) == ["step-000000.pt"]
         assert not run.metrics_path.exists()
+        assert not run.samples_path.exists()
 
 
 def test_a_folder_that_nothing_was_written_to_disappears_again(tmp_path: Path) -> None:
