@@ -94,6 +94,19 @@ def test_a_resumed_run_refuses_flags_that_differ_from_it(run_train, text: Path) 
         run_train(*flags, "--n-embd", 32, "--resume")
 
 
+def test_a_prompt_for_samples_is_checked_before_the_first_step_and_may_change_on_the_way(  # type: ignore[no-untyped-def]
+    run_train, text: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", text, "--run", "mine", *TINY_FLAGS, "--tokenizer", "char", "--steps", 4)
+    with pytest.raises(UserError, match="'雪'"):
+        run_train(*flags, "--sample-prompt", "雪")
+    assert list(tmp_path.glob("checkpoints/mine/*.pt")) == []
+    run_train(*flags, "--save-every-steps", 2)
+    (tmp_path / "checkpoints/mine/step-000004.pt").unlink()
+    run_train(*flags, "--save-every-steps", 2, "--sample-prompt", "here", "--resume")
+    assert "\n\nhere" in (tmp_path / "checkpoints/mine/samples.md").read_text(encoding="utf-8")
+
+
 def test_a_resumed_run_refuses_a_changed_corpus(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
     flags = ("--data", text, "--run", "mine", "--steps", 1, *TINY_FLAGS)
     run_train(*flags)

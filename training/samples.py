@@ -21,11 +21,14 @@ class Sampler:
     def __init__(
         self, model: GPT, corpus: PreparedCorpus, train_config: TrainConfig, path: Path, workers: Workers
     ) -> None:
+        """Raises UserError, before a step is trained, for a prompt that the tokenizer cannot represent."""
         self.config, self.path, self.workers = train_config, path, workers
         # The default prompt comes from the corpus, so it is in its language and in its alphabet.
         first_document = next(corpus.validation_documents(), "")
         self.prompt: str = opening(first_document) if self.config.sample_prompt is None else self.config.sample_prompt
         self.generator = TextGenerator(model, corpus.tokenizer)
+        if self.config.sample_tokens:
+            self.generator.encode_prompt(self.prompt)
 
     def show(self, step: int, progress: Progress) -> None:
         """Generate, print and append to samples.md."""

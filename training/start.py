@@ -207,13 +207,17 @@ def _prepare_corpus(
     return corpus
 
 
+_MAY_CHANGE = ("parallel", "sample_prompt", "sample_tokens")
+"""On the way: how a run is spread and what it shows changes nothing of what it computes."""
+
+
 def _resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, interruption: Interruption) -> _Prepared:
     """Configs and plan of the run as they were; a flag that says otherwise is refused."""
     state = checkpoint.training_state
     assert state is not None
     config = config_from_dict(TrainConfig, state["train_config"])
-    # How a run is spread changes nothing of what it computes, so it may change on the way.
-    config = dataclasses.replace(config, parallel=request.typed.get("parallel", config.parallel))
+    changes = {name: value for name, value in request.typed.items() if name in _MAY_CHANGE}
+    config = dataclasses.replace(config, **changes)
     _check_parallel(config, workers)
     of_run = {**vars(checkpoint.model_config), **vars(config)}
     for name, value in {**request.typed, **request.model_overrides}.items():
