@@ -3,6 +3,8 @@
 When they leave a row no token at all, its text ends with the reason `no_candidate`: a ban is kept in any case.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -166,18 +168,27 @@ CHARACTER_CLASSES: dict[str, Callable[[str], bool]] = {
 }
 
 
+_SURROGATES = range(0xD800, 0xE000)
+_RARELY_ALLOWED = 0.1
+"""Of the characters that some first bytes can become: with no more of them allowed, the bytes are banned.
+
+E4 begins the commonest Chinese characters and 64 hexagrams; without letters, only the hexagrams would be left.
+"""
+
+
 class BanFirst:
     """Forbids kinds of characters as the first one that is generated, spaces not counted.
 
     It counts from the end of each row's prompt and holds until a character other than space has been generated. A
-    character whose bytes come in several tokens is judged when it is complete.
+    character whose bytes come in several tokens is judged when it is complete, and its first bytes by what they can
+    become: where nearly all of it is banned, so are they, or the model would be led to where only a rare sign is left.
     """
 
     stage: Stage = "bans"
 
     def __init__(self, kinds: Sequence[str], tokenizer: Tokenizer) -> None:
         self.name = "ban_first=" + ",".join(kinds)
-        self._is_banned = [CHARACTER_CLASSES[kind] for kind in kinds]
+        self._kinds = tuple(kinds)
         self._vocabulary = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
         self._banned_behind: dict[bytes, set[int]] = {}
         # None once the first character has come, else its bytes so far.
@@ -194,11 +205,16 @@ class BanFirst:
             return set()
         if begun not in self._banned_behind:
             self._banned_behind[begun] = {
-                token
-                for token, raw in enumerate(self._vocabulary)
-                if (first := _first_character(begun + raw)) and any(is_kind(first) for is_kind in self._is_banned)
+                token for token, raw in enumerate(self._vocabulary) if self._is_banned_beginning(begun + raw)
             }
         return self._banned_behind[begun]
+
+    def _is_banned_beginning(self, raw: bytes) -> bool:
+        first = _first_character(raw)
+        if first:
+            return _is_one_of(self._kinds, first)
+        tail = _unfinished(raw)
+        return bool(tail) and _becomes_mostly(self._kinds, tail)
 
     def __call__(self, token_ids: Tensor, logits: Tensor, prompt_lengths: Tensor) -> Tensor:
         """(B, V) → (B, V)."""
@@ -214,12 +230,37 @@ def _unfinished(raw: bytes) -> bytes:
     """The bytes at the end that begin a character without finishing it."""
     for length in range(1, min(3, len(raw)) + 1):
         tail = raw[-length:]
-        if tail[0] >= 0xC0:  # a first byte announces 2, 3 or 4 bytes
-            announced = 2 if tail[0] < 0xE0 else 3 if tail[0] < 0xF0 else 4
-            return tail if announced > length else b""
+        if tail[0] >= 0xC0:
+            return tail if _announced(tail[0]) > length else b""
         if tail[0] < 0x80:
             break
     return b""
+
+
+def _announced(first: int) -> int:
+    """How many bytes the first byte of a longer character announces."""
+    return 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+
+
+def _is_one_of(kinds: Sequence[str], character: str) -> bool:
+    return any(CHARACTER_CLASSES[kind](character) for kind in kinds)
+
+
+@functools.cache
+def _becomes_mostly(kinds: tuple[str, ...], begun: bytes) -> bool:
+    """Whether nearly all characters that these first bytes of one can become are of the kinds."""
+    n_bytes = _announced(begun[0])
+    prefix = begun[0] & (0x7F >> n_bytes)
+    for byte in begun[1:]:
+        prefix = prefix << 6 | byte & 0x3F
+    bits = 6 * (n_bytes - len(begun))
+    # A character has only its shortest form.
+    lowest = max(prefix << bits, {2: 0x80, 3: 0x800, 4: 0x10000}[n_bytes])
+    # A quarter of a million follow some first bytes, but those of one kind stand together: every sixteenth will do.
+    codes = range(lowest, min((prefix + 1) << bits, sys.maxunicode + 1), 16 if bits > 12 else 1)
+    possible = [chr(code) for code in codes if code not in _SURROGATES]
+    n_others = sum(not _is_one_of(kinds, character) for character in possible)
+    return bool(possible) and n_others <= _RARELY_ALLOWED * len(possible)
 
 
 def _without(logits: Tensor, banned: Sequence[Iterable[int]]) -> Tensor:

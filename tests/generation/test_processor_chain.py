@@ -13,6 +13,7 @@ from data.tokenizers.characters import CharacterTokenizer
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
 from generation.logits_processors.bans import (
+    CHARACTER_CLASSES,
     BanFirst,
     BanTexts,
 )
@@ -148,6 +149,43 @@ def test_ban_first_catches_a_digit_of_any_script_byte_by_byte(digit: str) -> Non
     raw = digit.encode()
     for begun in (b"", b" \n "):
         assert raw[-1] in banned_bytes(BanFirst(["digits"], BYTES), b"1" + begun + raw[:-1], prompt_length=1)
+
+
+def is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def begins_character(raw: bytes) -> bool:
+    """Whether the lowest or the highest bytes that can follow finish a character of several bytes."""
+    n_missing = (2 if raw[0] < 0xE0 else 3 if raw[0] < 0xF0 else 4) - len(raw)
+    return any(is_utf8(raw + n_missing * last) for last in (b"\x80", b"\xbf"))
+
+
+@pytest.mark.parametrize("kind", CHARACTER_CLASSES)
+def test_ban_first_never_leads_to_bytes_that_no_allowed_character_goes_on_with(kind: str) -> None:
+    generator = random.Random(0)
+    for _ in range(300):
+        raw = b""
+        while not raw or not is_utf8(raw):
+            banned = banned_bytes(BanFirst([kind], BYTES), b"1" + raw, prompt_length=1)
+            # Characters of one byte lead nowhere.
+            allowed = [raw + bytes([byte]) for byte in range(0x80, 256) if byte not in banned]
+            possible = [longer for longer in allowed if begins_character(longer)]
+            assert possible, raw
+            raw = generator.choice(possible)
+        assert not CHARACTER_CLASSES[kind](raw.decode())
+
+
+def test_ban_first_bans_beginnings_of_which_nearly_everything_is_banned() -> None:
+    beginnings = {0xC3: "À to ÿ, × and ÷", 0xE4: "CJK and hexagrams", 0xE5: "CJK", 0xE2: "“ → ● and some letters"}
+    banned = banned_bytes(BanFirst(["letters"], BYTES), b"1", prompt_length=1)
+    assert banned & beginnings.keys() == {0xC3, 0xE4, 0xE5}
+    assert not banned_bytes(BanFirst(["lowercase"], BYTES), b"1", prompt_length=1) & beginnings.keys()
+    assert not banned_bytes(BanFirst(["digits"], BYTES), b"1", prompt_length=1) & beginnings.keys()
 
 
 def test_ban_first_ends_with_the_first_character_and_ignores_the_prompt() -> None:
