@@ -1,6 +1,7 @@
 """A prompt to write texts together with the model: `python generate.py --interactive`."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,9 +23,12 @@ Write something and the model goes on; it sees the whole text so far. A line tha
   /text               show the whole text so far
   /explain            show how each token of the last continuation was chosen
   /settings           show the settings
-  /temperature 0.8    change a setting (any sampling option of generate.py); /temperature default resets it
+  /temperature 0.8    change a setting (any of /settings); /temperature default resets it
+  /ban-text " that"   values with spaces at their ends in quotes; several at once: /stop "." "!"
   /help, /quit        Ctrl-C stops a continuation, Ctrl-D quits"""
 
+FIXED = ("num_samples", "batch_size")
+"""Sampling options that a conversation, one text, has no use for."""
 COMMANDS = ("retry", "clear", "text", "explain", "settings", "help", "quit")
 N_ALTERNATIVES = 5
 
@@ -53,7 +57,7 @@ class Session:
         self._n_retries = 0
         self._pieces: list[Piece] = []
         self._settings = ArgumentParser(prog="/help", add_help=False)
-        add_options(self._settings, SamplingConfig, "settings", skip=("num_samples", "batch_size"))
+        add_options(self._settings, SamplingConfig, "settings", skip=FIXED)
 
     def handle(self, line: str) -> bool:
         """Do what a line asks for; returns whether the session goes on. Raises UserError for a wrong command."""
@@ -65,16 +69,13 @@ class Session:
     def go_on_from(self, text: str) -> None:
         """Append a text of the user and stream a continuation."""
         # Earlier turns stay in the prompt, each on lines of its own.
-        self._before_reply = f"{self.text}\n{text}" if self.text else text
-        self._n_retries = 0
-        self._reply()
+        self._reply(f"{self.text}\n{text}" if self.text else text, n_retries=0)
 
     def _command(self, name: str, value: str) -> bool:
         if name == "quit":
             return False
         if name == "retry":
-            self._n_retries += 1
-            self._reply()
+            self._reply(self._before_reply, self._n_retries + 1)
         elif name == "clear":
             self.text = self._before_reply = ""
         elif name == "text":
@@ -89,11 +90,16 @@ class Session:
             self._set(name, value.strip())
         return True
 
-    def _reply(self) -> None:
-        """Stream a continuation; Ctrl-C ends it and keeps what there is."""
-        self.text, self._pieces = self._before_reply, []
+    def _reply(self, text: str, n_retries: int) -> None:
+        """Stream a continuation of all of `text`; Ctrl-C ends it and keeps what there is.
+
+        When something is refused (UserError), all is as it was before.
+        """
+        before = (self.text, self._before_reply, self._n_retries, self._pieces)
+        self.text = self._before_reply = text
+        self._n_retries, self._pieces = n_retries, []
         # A retry draws the same step with other random numbers: those of the next seed.
-        sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed + self._n_retries) % 2**63)
+        sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed + n_retries) % 2**63)
         try:
             with Interruption() as interruption:
                 for piece in self._stream(sampling, interruption):
@@ -102,6 +108,9 @@ class Session:
                     self.text += piece.text
         except KeyboardInterrupt:
             self._write(" (stopped)")
+        except UserError:
+            self.text, self._before_reply, self._n_retries, self._pieces = before
+            raise
         self._write("\n")
 
     def _stream(self, sampling: SamplingConfig, limit: Limit) -> Iterable[Piece]:
@@ -129,7 +138,8 @@ class Session:
 
     def _set(self, name: str, value: str) -> None:
         field_name = name.replace("-", "_")
-        fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SamplingConfig)}
+        settable = [field for field in dataclasses.fields(SamplingConfig) if field.name not in FIXED]
+        fields: dict[str, Any] = {field.name: field.default for field in settable}
         if field_name not in fields:
             known = [*COMMANDS, *(flag_name(field)[2:] for field in fields)]
             raise UserError(f"unknown command /{name}{closest(name, known)}; /help lists them")
@@ -145,17 +155,31 @@ class Session:
         is_switch = isinstance(getattr(self.sampling, name.replace("-", "_")), bool)
         if is_switch and value not in ("on", "off"):
             raise UserError(f"/{name} must be on or off, but is {value!r}")
-        words = [f"--{name}" if value == "on" else f"--no-{name}"] if is_switch else [f"--{name}={value}"]
+        if is_switch:
+            words = [f"--{name}" if value == "on" else f"--no-{name}"]
+        else:
+            words = [f"--{name}={one}" for one in _values(value)]
         return given_options(self._settings.parse(words), SamplingConfig)
 
     def _describe_settings(self) -> str:
-        values = {field.name: getattr(self.sampling, field.name) for field in dataclasses.fields(SamplingConfig)}
+        names = [field.name for field in dataclasses.fields(SamplingConfig) if field.name not in FIXED]
+        values = {name: getattr(self.sampling, name) for name in names}
         defaults = SamplingConfig()
         lines = [
             f"{flag_name(name)[2:]:20} {value}{'' if value == getattr(defaults, name) else '  (changed)'}"
             for name, value in values.items()
         ]
         return "\n".join(lines)
+
+
+def _values(text: str) -> list[str]:
+    """One value as it stands, or in quotes as in a shell, several too."""
+    if not text.startswith(('"', "'")):
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text} does not end with the quote that it begins with") from error
 
 
 def run_session(session: Session, read_line: Callable[[str], str] = input, prompts: Sequence[str] = ()) -> None:
@@ -175,6 +199,8 @@ def run_session(session: Session, read_line: Callable[[str], str] = input, promp
                 return
         except UserError as error:
             notify(str(error))
+        except UnicodeDecodeError as error:
+            notify(f"what came in is no {error.encoding} and was left out")
         except KeyboardInterrupt:
             write_text("\n")
             notify("Ctrl-D or /quit leaves")

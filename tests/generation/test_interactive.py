@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from command_line import UserError
+from data.tokenizers.characters import CharacterTokenizer
 from data.tokenizers.utf8_bytes import ByteTokenizer
 from generation.config import SamplingConfig
 from generation.decoding import Piece
@@ -97,6 +98,38 @@ def test_a_wrong_command_is_named_and_changes_nothing(session: Session, command:
     with pytest.raises(UserError, match=message):
         session.handle(command)
     assert session.sampling == SHORT
+
+
+def test_values_in_quotes_keep_their_spaces_and_may_be_several(session: Session) -> None:
+    for command in ('/ban-text " that"', """/stop "." '"' """):
+        session.handle(command)
+    assert session.sampling == dataclasses.replace(SHORT, ban_text=(" that",), stop=(".", '"'))
+    with pytest.raises(UserError, match="does not end with the quote"):
+        session.handle('/stop "')
+
+
+def test_settings_that_a_single_text_has_no_use_for_are_not_offered(session: Session, screen: Screen) -> None:
+    session.handle("/settings")
+    shown = screen.take()
+    for name in ("num-samples", "batch-size"):
+        assert name not in shown
+        with pytest.raises(UserError, match=f"unknown command /{name}"):
+            session.handle(f"/{name} 2")
+
+
+def test_a_text_that_is_refused_leaves_the_conversation_as_it_was(build_model: Callable[..., GPT]) -> None:
+    tokenizer = CharacterTokenizer("abc\n")
+    generator = TextGenerator(build_model("llama", vocab_size=tokenizer.vocab_size), tokenizer)
+    session = Session(generator, SHORT, write=Screen())
+    session.handle("ab")
+    before = session.text
+    with pytest.raises(UserError, match="雪"):
+        session.handle("雪")
+    assert session.text == before
+    session.handle("/retry")
+    assert session.text.startswith("ab")
+    session.handle("c")
+    assert "\nc" in session.text
 
 
 def test_explain_shows_every_step_of_the_last_continuation(session: Session, screen: Screen) -> None:
