@@ -33,9 +33,9 @@ def compiled_library(source: Path, way_out: str) -> ctypes.CDLL:
     if compiler is None:
         raise UserError(f"there is no C++ compiler (c++, g++, clang++) to compile the kernel; install one, {way_out}")
     kept = _kept_path(compiler, source)
-    # Not there yet, or damaged.
-    with contextlib.suppress(OSError):
-        return ctypes.CDLL(str(kept))
+    if _is_intact(kept):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / kept.name
         done = subprocess.run([compiler, *_FLAGS, str(source), "-o", str(path)], capture_output=True, text=True)
@@ -45,7 +45,11 @@ def compiled_library(source: Path, way_out: str) -> ctypes.CDLL:
                 f"{compiler} could not compile {source.name} ({reason}); set CXX to another compiler, {way_out}"
             )
         _keep(path, kept)
-        return ctypes.CDLL(str(path))
+        # A folder for temporary files may be closed to programs (noexec), so the kept one goes first.
+        for library in (kept, path):
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(library))
+    raise UserError(f"what {compiler} made of {source.name} cannot be loaded; set CXX to another compiler, {way_out}")
 
 
 def _kept_path(compiler: str, source: Path) -> Path:
@@ -61,5 +65,18 @@ def _kept_path(compiler: str, source: Path) -> Path:
 def _keep(library: Path, kept: Path) -> None:
     """Copy a library to where the next start finds it; where nothing may be written, it will compile again."""
     with contextlib.suppress(OSError, durable_files.StorageError):
+        content = library.read_bytes()
         durable_files.make_folder(kept.parent)
-        durable_files.write_atomically(kept, lambda file: durable_files.write(file, library.read_bytes()))
+        durable_files.write_atomically(
+            kept, lambda file: durable_files.write(file, content + hashlib.sha256(content).digest())
+        )
+
+
+def _is_intact(kept: Path) -> bool:
+    """Whether a kept library ends with its own SHA-256; loading a part of one would end the process."""
+    try:
+        data = kept.read_bytes()
+    except OSError:
+        return False
+    n_bytes = hashlib.sha256().digest_size
+    return hashlib.sha256(data[:-n_bytes]).digest() == data[-n_bytes:]

@@ -68,7 +68,7 @@ def test_another_source_or_processor_compiles_anew_and_the_first_is_still_good(c
     assert n_compiled(compiler) == 3
 
 
-@pytest.mark.parametrize("n_bytes", [0, 100])
+@pytest.mark.parametrize("n_bytes", [0, 100, 4096, -4096, -1])
 def test_a_damaged_library_is_compiled_again(compiler: Path, tmp_path: Path, n_bytes: int) -> None:
     source = write_source(tmp_path, 7)
     assert answer(source) == 7
@@ -79,6 +79,15 @@ def test_a_damaged_library_is_compiled_again(compiler: Path, tmp_path: Path, n_b
     assert answer(source) == 7
     assert n_compiled(compiler) == 2
     ctypes.CDLL(str(path))
+
+
+def test_a_library_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = tmp_path / "c++"
+    nothing.write_text("#!/bin/sh\nexit 0\n")
+    nothing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(nothing))
+    with pytest.raises(UserError, match=r"made of answer.cpp cannot be loaded; set CXX to another compiler, or walk"):
+        compiled_library(write_source(tmp_path, 1), "or walk")
 
 
 def test_where_nothing_can_be_kept_every_start_compiles(compiler: Path, tmp_path: Path) -> None:
