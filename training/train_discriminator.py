@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import shlex
 import sys
@@ -135,12 +136,21 @@ def _say(line: str) -> None:
 
 
 def _check_output(path: Path, config: DiscriminatorConfig) -> None:
+    """Before the long work: may the result be written there, and can it be?"""
+    from model import durable_files
+
     if path.exists() and not config.overwrite:
         raise UserError(f"{path} is there already; replace it with --overwrite, or name another with --output")
     if config.body is None and path.suffix != ".pt":
         raise UserError(f"--output must be the name of a .pt file, but is {str(path)!r}")
     if config.body is not None and path.exists() and not path.is_dir():
         raise UserError(f"with --body, --output must be a folder, but {path} is a file")
+    try:
+        durable_files.make_folder(path.parent)
+    except OSError as error:
+        raise durable_files.StorageError("make the folder", path.parent, error) from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"nothing can be written to {path.parent}; name another place with --output")
 
 
 def _report(quality: HeldOutQuality) -> None:
@@ -164,11 +174,9 @@ def _save(
     import torch
 
     from data.tokenizers.registry import tokenizer_hash
-    from model import durable_files
     from model.checkpoint import save_checkpoint
     from model.discriminator import KIND
 
-    durable_files.make_folder(path.parent)
     save_checkpoint(
         path,
         model_config=discriminator.config,
@@ -194,12 +202,15 @@ def _save(
 
 
 def _plot(path: Path, quality: HeldOutQuality, texts: LabelledTexts) -> None:
+    from model.durable_files import StorageError
     from training.calibration import plot_qualities
 
     try:
         plot_qualities(quality.by_length, path, " / ".join(texts.labels))
     except MissingPackageError as error:
         _say(f"note: no picture: {error}")
+    except OSError as error:
+        _say(f"note: no picture: {StorageError('draw', path, error)}")
 
 
 if __name__ == "__main__":

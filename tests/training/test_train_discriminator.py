@@ -164,6 +164,30 @@ def test_two_piles_of_text_become_a_file_that_steers(
     assert run_module(monkeypatch, *words) == 2  # never replaced without --overwrite
 
 
+def test_where_nothing_can_be_written_is_found_before_the_training(
+    language_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = ("--rule", "training/attributes.py:asks_a_question", "--checkpoint", str(language_model), "--device", "cpu")
+    assert run_module(monkeypatch, *words, "--output", str(tmp_path / "file" / "d.pt")) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot make the folder" in line
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line(
+    language_model: Path, piles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "vowels.pt"
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    words = ["--desired", str(piles[0]), "--undesired", str(piles[1]), "--checkpoint", str(language_model)]
+    words += ["--output", str(output), "--device", "cpu", "--epochs", "1", "--plot", str(tmp_path / "none" / "x.png")]
+    assert run_module(monkeypatch, *words, *small) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{output}\n"
+    assert "note: no picture: cannot draw" in captured.err
+
+
 def test_files_name_their_labels_and_several_labels_are_possible(piles: tuple[Path, Path], tmp_path: Path) -> None:
     assert read_labelled_texts(two_piles(*piles), TOKENIZER).labels == ["vowels", "consonants"]
     third = tmp_path / "digits.txt"
@@ -284,6 +308,7 @@ def test_shipped_rules_hold_in_both_languages() -> None:
         ({"desired": ("a.txt",)}, "--undesired is missing"),
         ({"rule": "a.py:b", "labelled": "c.jsonl"}, "--labelled and --rule is given"),
         ({"rule": "a.py:b", "n_embd": 7, "n_head": 2}, "must be a multiple of --n-head"),
+        ({"rule": "a.py:b", "plot": "a.foo"}, "--plot must name a file that ends in .png or"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(options: dict[str, object], message: str) -> None:
