@@ -20,7 +20,7 @@ from command_line import (  # noqa: E402
     run_program,
 )
 from data.tokenizers.choices import check_tokenizer_choice  # noqa: E402
-from model.config import PRESETS, ModelConfig, preset_config  # noqa: E402
+from model.config import DEFAULT_PRESET, PRESETS, ModelConfig, preset_config  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -46,7 +46,7 @@ def build_parser() -> ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="replace this run")
     run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
     run.add_argument("--init", metavar="CHECKPOINT", type=Path, help="start from these weights and their tokenizer")
-    run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: mini)")
+    run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
     add_options(parser, TrainConfig, "training")
     add_options(parser, ModelConfig, "model (default: the preset's)")
     return parser
@@ -60,12 +60,12 @@ def main() -> None:
     train_config = TrainConfig(**typed)
     check_tokenizer_choice(train_config.tokenizer)
     model_overrides = given_options(arguments, ModelConfig)
-    preset = arguments.preset or "mini"
+    preset = arguments.preset or DEFAULT_PRESET
     preset_config(preset, **{"vocab_size": 1, **model_overrides})
     decided = [*model_overrides, *(name for name in ("preset", "tokenizer") if getattr(arguments, name, None))]
     if arguments.init and decided:
         raise UserError(f"{flag_name(decided[0])} cannot change a trained model; leave it out or train without --init")
-    if arguments.run and (Path(arguments.run).name != arguments.run or arguments.run in (".", "..")):
+    if arguments.run is not None and (Path(arguments.run).name != arguments.run or arguments.run in ("", ".", "..")):
         raise UserError(f"--run must be the name of one folder under checkpoints/, but is {arguments.run!r}")
 
     # From here on torch is needed, which takes a second to load.
@@ -78,7 +78,7 @@ def main() -> None:
         Request(
             train_config=train_config,
             typed=typed,
-            preset=preset,
+            preset=arguments.preset,
             model_overrides=model_overrides,
             run_path=CHECKPOINTS / name,
             resume=arguments.resume,

@@ -100,6 +100,8 @@ def open_source(spec: str, *, text_field: str = "text", encoding: str = "utf-8")
     Raises UserError when there is nothing to read; what is no text is found while reading.
     """
     _check_encoding(encoding)
+    if not spec:
+        raise UserError("--data is empty; name a corpus, a file, a folder (. for this one), an address or -")
     if spec == "-":
         return _standard_input(text_field, encoding)
     if spec in CORPUS_NAMES:

@@ -127,6 +127,7 @@ _OURS: dict[str, Any] = {
     "dropout": 0.2,
 }
 
+DEFAULT_PRESET = "mini"
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours, for the best quality per minute of a CPU: seconds, minutes, an hour, more (benchmarks/results/).
     "nano": {**_OURS, "n_layer": 2, "n_head": 2, "n_embd": 64, "context_length": 64, "dropout": 0.1},

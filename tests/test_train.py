@@ -92,6 +92,9 @@ def test_a_resumed_run_refuses_flags_that_differ_from_it(run_train, text: Path) 
         run_train(*flags, "--steps", 1, "--learning-rate", "0.5", "--resume")
     with pytest.raises(UserError, match=r"--n-embd 32 differs from the run in .*, which has 16"):
         run_train(*flags, "--n-embd", 32, "--resume")
+    with pytest.raises(UserError, match=r"has another model than --preset small"):
+        run_train("--data", text, "--run", "mine", "--preset", "small", "--resume")
+    run_train(*flags, "--steps", 1, "--preset", "mini", "--resume")
 
 
 def test_a_prompt_for_samples_is_checked_before_the_first_step_and_may_change_on_the_way(  # type: ignore[no-untyped-def]
@@ -218,6 +221,8 @@ def test_a_speed_that_was_measured_far_too_low_is_told_at_the_end(  # type: igno
         (["--n-embd", "100", "--n-head", "7"], "multiple of --n-head"),
         (["--steps", "3", "--minutes", "3"], "give one of them"),
         (["--run", "../outside"], "name of one folder"),
+        (["--run", ""], "name of one folder"),
+        (["--data", "", "--tokenizer", "byte"], "--data is empty"),
         (["--init", "base.pt", "--preset", "nano"], "--preset cannot change a trained model"),
         (["--init", "base.pt", "--tokenizer", "byte"], "--tokenizer cannot change a trained model"),
         (["--resume", "--overwrite"], "give one of them"),

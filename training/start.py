@@ -27,7 +27,7 @@ from data.prepare import PreparedCorpus, prepare_corpus
 from data.sources import open_source
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.config import ModelConfig, preset_config
+from model.config import DEFAULT_PRESET, ModelConfig, preset_config
 from model.cost import block_matrices
 from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
@@ -53,7 +53,8 @@ class Request:
     train_config: TrainConfig
     typed: dict[str, Any]
     """The fields of TrainConfig that were typed, to compare with a resumed run's own."""
-    preset: str
+    preset: str | None
+    """As typed."""
     model_overrides: dict[str, Any]
     run_path: Path
     resume: bool
@@ -148,7 +149,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
     tokenizer_state = None if initial is None else initial.tokenizer
     corpus = _prepare_corpus(config, context_length, tokenizer_state, workers, interruption)
     if initial is None:
-        model_config = preset_config(request.preset, **request.model_overrides, vocab_size=corpus.tokenizer.vocab_size)
+        model_config = _named_config(request, vocab_size=corpus.tokenizer.vocab_size)
     else:
         model_config = initial.model_config
         config = fine_tuning(config, model_config, workers.world_size)
@@ -167,7 +168,12 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
 def _context_length(request: Request, initial: Checkpoint | None) -> int:
     if initial is not None:
         return initial.model_config.context_length
-    return preset_config(request.preset, **request.model_overrides, vocab_size=1).context_length
+    return _named_config(request, vocab_size=1).context_length
+
+
+def _named_config(request: Request, **overrides: Any) -> ModelConfig:
+    """The preset with what was typed beside it, and with `overrides` where nothing was."""
+    return preset_config(request.preset or DEFAULT_PRESET, **{**overrides, **request.model_overrides})
 
 
 def _prepare_corpus(
@@ -226,6 +232,12 @@ def _resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, int
                 f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has {of_run[name]}; "
                 f"leave it out to go on, or start another run with --run or --overwrite"
             )
+    trained = checkpoint.model_config
+    if request.preset and _named_config(request, vocab_size=trained.vocab_size, dropout=trained.dropout) != trained:
+        raise UserError(
+            f"the run in {request.run_path} has another model than --preset {request.preset}; leave that out to go on, "
+            f"or start another run with --run or --overwrite"
+        )
     plan = config_from_dict(Plan, state["plan"])
     if plan.sequences % workers.world_size:
         raise UserError(
