@@ -106,13 +106,16 @@ def model_name(checkpoint: Path) -> str:
 def main_beside_rank_0() -> None:
     """`main` in the processes that leave the talking to rank 0: after an error they stay until it has spoken.
 
-    torchrun ends all processes as soon as the first one has failed, so rank 0 has to be the first.
+    torchrun ends all processes as soon as the first one has failed, so rank 0 has to be the first. One that is still
+    there met something that rank 0 did not, such as an older train.py on its machine, and says so itself.
     """
     try:
         main()
     except UserError as error:
         if error.exit_code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            time.sleep(RANK_0_SPEAKS_SECONDS)
+            # One after the other, so that the first of a machine ends the others there.
+            time.sleep(RANK_0_SPEAKS_SECONDS + int(os.environ.get("LOCAL_RANK", "0")))
+            print(f"train.py: process {os.environ['RANK']}: {' '.join(str(error).split())}", file=sys.stderr)
         raise
 
 

@@ -1,7 +1,9 @@
 """train.py as a user runs it: on a text of their own, again, and with every kind of mistake."""
 
+import dataclasses
 import functools
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,10 @@ from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 from training import preflight, start
+from training.plan import Plan
 from training.speed import Speed
+from training.summary import misjudged_speed
+from training.trainer import RunProgress
 
 PROJECT = Path(train.__file__).parent
 TINY_FLAGS = (
@@ -196,7 +201,29 @@ def test_the_command_that_repeats_a_timed_run_is_printed(run_train, text: Path) 
     said = run_train("--data", text, "--run", "timed", "--minutes", "0.2", *TINY_FLAGS)
     (repeat,) = [line for line in said.splitlines() if line.startswith("repeat")]
     assert "--minutes" not in repeat
-    assert int(repeat.split("--steps ")[1].split()[0]) >= 1
+    run_train(*shlex.split(repeat)[3:])
+    logs = [train.CHECKPOINTS / run / "metrics.jsonl" for run in ("timed", "timed-again")]
+    first, again = ([json.loads(line).get("loss") for line in log.read_text().splitlines()] for log in logs)
+    assert first == again
+
+
+def test_early_stopping_is_not_taken_for_a_speed_that_was_measured_wrong() -> None:
+    plan = Plan(100, 1, 1, 10, 10, "cpu", "fp32", compile=False, threads=1)
+    done = RunProgress(step=100, training_seconds=10.0)
+    assert misjudged_speed(plan, 14.9, done) == []
+    assert "--steps 200 " in misjudged_speed(plan, 20.0, done)[0]
+    assert misjudged_speed(plan, 20.0, dataclasses.replace(done, step=40)) == []
+
+
+def test_a_mistake_that_rank_0_does_not_meet_is_said_by_the_process_that_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "RANK_0_SPEAKS_SECONDS", 0)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--stepps", "3"])
+    with pytest.raises(UserError):
+        train.main_beside_rank_0()
+    assert capsys.readouterr().err.startswith("train.py: process 3: unknown option '--stepps' (did you mean --steps?)")
 
 
 def test_a_speed_that_was_measured_far_too_low_is_told_at_the_end(  # type: ignore[no-untyped-def]

@@ -12,14 +12,14 @@ def resuming(command: list[str]) -> list[str]:
     return [word for word in command if word not in ("--resume", "--overwrite")] + ["--resume"]
 
 
-def repeating(command: list[str], n_steps: int) -> list[str]:
-    """The command of a timed run with the number of steps that it turned out to have, in place of --minutes."""
+def repeating(command: list[str], n_steps: int, run: str) -> list[str]:
+    """The command of a timed run with the number of steps that it turned out to have, for another run beside it."""
     kept, skip = [], False
     for word in command:
         if not skip and not word.startswith("--minutes"):
             kept.append(word)
         skip = word == "--minutes"
-    return [*kept, "--steps", str(n_steps)]
+    return [*kept, "--steps", str(n_steps), "--run", f"{run}-again"]
 
 
 def shown(command: list[str], workers: Workers) -> str:

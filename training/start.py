@@ -296,7 +296,8 @@ def _train(
     # The others wait: torchrun expects all processes to end at about the same time.
     workers.say(*workers.on_main(summary))
     if prepared.train_config.steps is None and not request.resume:
-        workers.say(f"repeat      {shown(repeating(request.command, prepared.plan.n_steps), workers)}")
+        again = repeating(request.command, prepared.plan.n_steps, request.run_path.name)
+        workers.say(f"repeat      {shown(again, workers)}")
     if prepared.train_config.steps is None and prepared.expected_seconds is not None:
         workers.say(*misjudged_speed(prepared.plan, prepared.expected_seconds, done))
 

@@ -45,6 +45,8 @@ def summary_lines(
         lines.append(f"no plot     {error}")
     except OSError as error:
         lines.append(f"no plot     {StorageError('draw', image, error)}")
+    if not run_folder.best_path.exists():
+        return [*lines, f"folder      {_short(run_folder.path)}, without a best.pt: nothing was evaluated"]
     lines.append("files       " + ", ".join(str(_short(path)) for path in files if path.exists()))
     command = [interpreter, "generate.py", "--checkpoint", str(_short(run_folder.best_path)), "--prompt", prompt]
     lines.append(f"generate    {shlex.join(command)}")
@@ -53,13 +55,14 @@ def summary_lines(
 
 def misjudged_speed(plan: Plan, expected_seconds: float, done: RunProgress) -> list[str]:
     """What to tell when the steps of a timed run took much less time than the measured speed promised."""
-    faster = expected_seconds * done.step / plan.n_steps / max(done.training_seconds, 1e-9)
-    if faster < _MUCH_FASTER:
+    faster = expected_seconds / max(done.training_seconds, 1e-9)
+    # A single step is the least that a plan has, also when there is no time; early stopping has its own reason.
+    if faster < _MUCH_FASTER or plan.n_steps == 1 or done.step < plan.n_steps:
         return []
     reason = "measured without compiling" if plan.compile else "was the machine busy then?"
     return [
         f"notice      {faster:.1f} times as fast as measured before the first step ({reason}), so the run ended early; "
-        f"--steps {plan.n_steps * faster:.0f} in place of --minutes would take all of its time"
+        f"--steps {plan.n_steps * faster:.0f} would take all of its time"
     ]
 
 
