@@ -111,9 +111,16 @@ def prepare_corpus(
         fraction = min(_MAX_FRACTION, max(enough, fraction + 0.01))
     if missing > 0 or corpus.n_training_tokens < window:
         total = corpus.n_training_tokens + corpus.n_validation_tokens
+        longest = total // 3
+        if 0 < longest < context_length:
+            advice = f"lower --context-length (now {context_length}) to {longest} or less, or give more text"
+        elif longest >= context_length:
+            advice = f"lower --validation-fraction (now {validation_fraction:g})"
+        else:
+            advice = "give more text"
         raise UserError(
             f"the corpus {source.name} has {total} tokens, of which training and validation need {window} each; "
-            f"lower --context-length (now {context_length}) to {max(1, total // 3)} or less, or give more text"
+            f"{advice}"
         )
     return corpus
 

@@ -169,7 +169,9 @@ def main() -> None:
         print(terminal_map(score, generator.tokenizer))
     if config.html is not None:
         try:
-            Path(config.html).write_text(html_page(score, generator.tokenizer, source.name), encoding="utf-8")
+            Path(config.html).write_text(
+                html_page(score, generator.tokenizer, source.name), encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise StorageError("write", Path(config.html), error) from error
         notify(f"the page is in {config.html}")

@@ -45,6 +45,8 @@ class StorageError(UserError):
             errno.EFBIG: "the file would exceed the allowed file size (ulimit -f)",
             errno.EROFS: "choose a place that can be written to",
             errno.EACCES: "check the permissions or choose another place",
+            errno.ENOENT: "its folder has to be there",
+            errno.EISDIR: "that is a folder; name a file in it",
         }.get(error.errno or 0, "checkpoints saved before are untouched")
         super().__init__(f"cannot {action} {path}: {cause}; {advice}")
         self.errno = error.errno

@@ -118,7 +118,8 @@ def test_a_hash_that_hits_one_huge_document_falls_back_to_characters() -> None:
 def test_both_parts_hold_a_window_or_an_error_says_what_to_lower(tmp_path: Path, length: int) -> None:
     text = ("word " * 100)[:length]
     if length + 1 < 2 * 17:
-        with pytest.raises(UserError, match=rf"has {length + 1} tokens.* lower --context-length \(now 16\) to"):
+        advice = r"lower --context-length \(now 16\) to" if length >= 2 else "give more text"
+        with pytest.raises(UserError, match=rf"has {length + 1} tokens.* {advice}"):
             prepare(tmp_path, text, context_length=16)
     else:
         corpus = prepare(tmp_path, text, context_length=16)
@@ -129,6 +130,11 @@ def test_the_context_length_that_an_error_proposes_works(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"lower --context-length \(now 500\) to 133 or less"):
         prepare(tmp_path, "word " * 80, context_length=500)
     assert prepare(tmp_path, "word " * 80, context_length=133).n_validation_tokens >= 134
+
+
+def test_a_text_long_enough_of_which_nothing_is_left_to_train_on_gets_the_right_advice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"each; lower --validation-fraction \(now 0.999\)$"):
+        prepare(tmp_path, "word " * 80, context_length=64, validation_fraction=0.999)
 
 
 def test_white_space_is_no_corpus(tmp_path: Path) -> None:
