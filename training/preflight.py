@@ -64,7 +64,7 @@ class Preflight:
         return self.plan.sequences * self.model_config.context_length
 
     @property
-    def step_seconds(self) -> float:
+    def seconds_of_steps(self) -> float:
         """Of all optimizer steps, without evaluations and what comes after the last."""
         return self.plan.n_steps * self.batch_tokens / self.tokens_per_second
 

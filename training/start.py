@@ -162,7 +162,7 @@ def _fresh_run(request: Request, device: torch.device, workers: Workers, interru
         numbers_per_token = block_matrices(model_config) / corpus.n_training_tokens
         dropout = dropout_for(preflight.epochs, numbers_per_token, model_config.dropout)
         model_config = dataclasses.replace(model_config, dropout=dropout)
-    return _Prepared(corpus, model_config, config, preflight.plan, initial, preflight.step_seconds)
+    return _Prepared(corpus, model_config, config, preflight.plan, initial, preflight.seconds_of_steps)
 
 
 def _context_length(request: Request, initial: Checkpoint | None) -> int:

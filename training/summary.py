@@ -46,7 +46,7 @@ def summary_lines(
     except OSError as error:
         lines.append(f"no plot     {StorageError('draw', image, error)}")
     if not run_folder.best_path.exists():
-        return [*lines, f"folder      {_short(run_folder.path)}, without a best.pt: nothing was evaluated"]
+        return [*lines, f"folder      {_short(run_folder.path)} (no best.pt yet)"]
     lines.append("files       " + ", ".join(str(_short(path)) for path in files if path.exists()))
     command = [interpreter, "generate.py", "--checkpoint", str(_short(run_folder.best_path)), "--prompt", prompt]
     lines.append(f"generate    {shlex.join(command)}")
