@@ -282,8 +282,9 @@ def test_the_command_to_go_on_is_one_that_is_accepted(typed: list[str]) -> None:
 
 @pytest.mark.parametrize("length", [["--minutes", "3"], ["--minutes=3"], []])
 def test_the_command_that_repeats_a_run_names_its_steps(length: list[str]) -> None:
-    assert repeating(["python", "train.py", *length, "--run", "a"], 7) == [
-        *("python", "train.py", "--run", "a", "--steps", "7")
+    # The last --run counts: the run that is there stays.
+    assert repeating(["python", "train.py", *length, "--run", "a"], 7, "a") == [
+        *("python", "train.py", "--run", "a", "--steps", "7", "--run", "a-again")
     ]
 
 
