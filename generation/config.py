@@ -15,6 +15,12 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
+def check_plot_name(name: str | None) -> None:
+    """Raise UserError for a --plot whose ending names no kind of picture."""
+    if name is not None and not name.lower().endswith(PLOT_FORMATS):
+        raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {name!r}")
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is chosen and when a text ends; raises UserError for a value out of range."""
@@ -176,8 +182,7 @@ class GenerateConfig:
         check_options(self)
         if self.prompt.count("-") > 1:
             raise UserError("--prompt - reads all of standard input, so it can be given only once")
-        if self.plot is not None and not self.plot.lower().endswith(PLOT_FORMATS):
-            raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
+        check_plot_name(self.plot)
         if self.plot is not None and len(self.prompt) > 1:
             raise UserError(f"--plot draws what follows one prompt, but {len(self.prompt)} were given; draw one by one")
         self._check_modes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from command_line import UserError, check_options, option
-from generation.config import PLOT_FORMATS
+from generation.config import check_plot_name
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ class DiscriminatorConfig:
             )
         if self.body is not None and self.init is not None:
             raise UserError("--body and --init both name a body for the discriminator; give one of them")
-        if self.plot is not None and not self.plot.lower().endswith(PLOT_FORMATS):
-            raise UserError(f"--plot must name a file that ends in {' or '.join(PLOT_FORMATS)}, but is {self.plot!r}")
+        check_plot_name(self.plot)
         if self.n_embd % self.n_head:
             raise UserError(f"--n-embd ({self.n_embd}) must be a multiple of --n-head ({self.n_head})")
 
