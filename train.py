@@ -69,7 +69,8 @@ def main() -> None:
         raise UserError(f"--run must be the name of one folder under checkpoints/, but is {arguments.run!r}")
 
     # From here on torch is needed, which takes a second to load.
-    from training.start import Request, start_training
+    from training.prepared_run import Request
+    from training.start import start_training
 
     model = model_name(arguments.init) if arguments.init else preset
     name = arguments.run or default_run_name(train_config.data, model)

@@ -40,7 +40,7 @@ class Mutant:
 DISK, READER, WRITER = "model/durable_files.py", "model/checkpoint_reader.py", "model/checkpoint_writer.py"
 CHECKPOINT, CONTENT = "model/checkpoint.py", "model/checkpoint_content.py"
 RUN, LOCK, TRAINER = "training/run_state.py", "training/run_lock.py", "training/trainer.py"
-SHARDS, PREPARE, START = "data/shards.py", "data/prepare.py", "training/start.py"
+SHARDS, PREPARE, PARTS = "data/shards.py", "data/prepare.py", "training/prepared_run.py"
 
 DAMAGE, CRASH, FOLDER = "model/test_checkpoint_damage", "training/test_crash_safety", "training/test_run_state"
 FORMAT, RESUME, LOOP = "model/test_checkpoint", "training/test_resume_exact", "training/test_trainer"
@@ -55,7 +55,7 @@ TESTS = {
     TRAINER: (LOOP, RESUME),
     SHARDS: ("data/test_shards",),
     PREPARE: ("data/test_prepare",),
-    START: ("test_train",),
+    PARTS: ("test_train",),
 }
 """Which tests are there to guard which file."""
 
@@ -122,8 +122,8 @@ MUTANTS = (
     Mutant("ids within the vocabulary", SHARDS, "if largest >= vocab_size:", "if False:"),
     Mutant("token files that belong together", SHARDS, "if [header.first for header in self.headers] !=", "if None =="),
     Mutant("verify what was prepared before", PREPARE, "            if was_cached:\n", "            if False:\n"),
-    Mutant("the corpus that the run began with", START, 'if corpus.corpus_hash != state["corpus_hash"]:', "if False:"),
-    Mutant("the flags that the run began with", START, "if value != of_run[name]:", "if False:"),
+    Mutant("the corpus that the run began with", PARTS, 'if corpus.corpus_hash != state["corpus_hash"]:', "if False:"),
+    Mutant("the flags that the run began with", PARTS, "if value != of_run[name]:", "if False:"),
 )  # fmt: skip
 
 

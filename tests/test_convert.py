@@ -215,7 +215,7 @@ def test_imported_model_is_fine_tuned_by_adapters_and_leaves_again(
 ) -> None:
     assert convert("import", gpt2_folder, "--output", "base.pt")[0] == 0
     Path("my.txt").write_text(TALES, encoding="utf-8")
-    monkeypatch.setattr("training.start.prepare_corpus", partial(prepare_corpus, cache_folder=Path("tokens")))
+    monkeypatch.setattr("training.prepared_run.prepare_corpus", partial(prepare_corpus, cache_folder=Path("tokens")))
     monkeypatch.setattr(train, "CHECKPOINTS", Path("checkpoints").resolve())
     words = ("--init", "base.pt", "--data", "my.txt", "--run", "tuned", "--steps", 2, "--lora-rank", 2)
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words), "--sample-tokens", "0", "--threads", "1"])

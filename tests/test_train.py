@@ -19,7 +19,7 @@ from data.tokenizers.utf8_bytes import ByteTokenizer
 from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
-from training import preflight, start
+from training import preflight, prepared_run
 from training.plan import Plan
 from training.speed import Speed
 from training.summary import misjudged_speed
@@ -44,7 +44,9 @@ def text(tmp_path: Path) -> Path:
 def run_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
     """Run train.py's main in this process with its checkpoints under tmp_path; returns what it said on stderr."""
     monkeypatch.setattr(train, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(start, "prepare_corpus", functools.partial(prepare_corpus, cache_folder=tmp_path / "tokens"))
+    monkeypatch.setattr(
+        prepared_run, "prepare_corpus", functools.partial(prepare_corpus, cache_folder=tmp_path / "tokens")
+    )
 
     def run(*flags: object) -> str:
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])

@@ -27,7 +27,8 @@ from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
 from training.distributed import Workers
 from training.parallel import LossFunction
-from training.start import Request, start_training
+from training.prepared_run import Request
+from training.start import start_training
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 
@@ -40,7 +41,7 @@ STEPS = 30
 def request_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     prepare_here = functools.partial(prepare_corpus, cache_folder=tmp_path / "tokens")
-    monkeypatch.setattr("training.start.prepare_corpus", prepare_here)
+    monkeypatch.setattr("training.prepared_run.prepare_corpus", prepare_here)
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. a dog ran to the old mill. " * 60, encoding="utf-8")
     typed = {
@@ -142,7 +143,7 @@ def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on
 
 PHASES = {
     # Where the signal comes, and at which call there; the step after which the run has stopped, −1 for none at all.
-    "preparation": ("training.start.prepare_corpus", 1, -1),
+    "preparation": ("training.prepared_run.prepare_corpus", 1, -1),
     "speed measurement": ("training.preflight.measure_speed", 1, -1),
     "building the model": ("training.start.starting_model", 1, -1),
     "the first forward pass, which compiles": ("model.gpt.GPT.loss", None, 1),
