@@ -36,9 +36,12 @@ def print_json_sample(
         "log_probabilities": result.log_probabilities,
     }
     if config.alternatives:
-        # Short enough to stand beside each token.
+        # Not keyed by text: two tokens may have the same one, such as Llama-2's "A" and its byte 0x41.
         values["top_alternatives"] = [
-            {token_text(tokenizer, token): float(f"{probability:.6g}") for token, probability in of_token}
+            [
+                {"token_id": token, "token": token_text(tokenizer, token), "probability": float(f"{probability:.6g}")}
+                for token, probability in of_token
+            ]
             for of_token in result.alternatives
         ]
     if config.explain:

@@ -120,15 +120,24 @@ def test_json_lists_the_most_probable_tokens_of_every_step(generate: Generate) -
     words = ["--prompt", "a", "--max-new-tokens", "3", "--json"]
     (sample,) = (json.loads(line) for line in generate(*words, "--temperature", "0", "--no-valid-utf8")[1].splitlines())
     assert [len(step) for step in sample["top_alternatives"]] == [5, 5, 5]
-    for token, log_probability, step in zip(
-        sample["tokens"], sample["log_probabilities"], sample["top_alternatives"], strict=True
+    for token, token_id, log_probability, (best, *others) in zip(
+        *(sample[name] for name in ("tokens", "token_ids", "log_probabilities", "top_alternatives")), strict=True
     ):
-        assert next(iter(step)) == token
-        assert step[token] == pytest.approx(math.exp(log_probability), rel=1e-4)
-        assert list(step.values()) == sorted(step.values(), reverse=True)
+        assert (best["token"], best["token_id"]) == (token, token_id)
+        assert best["probability"] == pytest.approx(math.exp(log_probability), rel=1e-4)
+        probabilities = [entry["probability"] for entry in (best, *others)]
+        assert probabilities == sorted(probabilities, reverse=True)
     assert "steps" not in sample
     (sample,) = (json.loads(line) for line in generate(*words, "--alternatives", "0")[1].splitlines())
     assert "top_alternatives" not in sample
+
+
+def test_json_lists_tokens_of_the_same_text_one_by_one(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.reports.token_text", lambda tokenizer, token_id: "A")
+    (sample,) = (
+        json.loads(line) for line in generate("--prompt", "a", "--max-new-tokens", "1", "--json")[1].splitlines()
+    )
+    assert len({entry["token_id"] for entry in sample["top_alternatives"][0]}) == 5
 
 
 def test_json_lists_them_for_beams_and_the_best_of_n_too(generate: Generate) -> None:
@@ -137,10 +146,12 @@ def test_json_lists_them_for_beams_and_the_best_of_n_too(generate: Generate) -> 
         (sample,) = (json.loads(line) for line in generate(*words, *more)[1].splitlines())
         assert [len(step) for step in sample["top_alternatives"]] == [2] * len(sample["tokens"])
         for token, log_probability, step in zip(
-            sample["tokens"], sample["log_probabilities"], sample["top_alternatives"], strict=True
+            sample["token_ids"], sample["log_probabilities"], sample["top_alternatives"], strict=True
         ):
-            assert max(step.values()) >= math.exp(log_probability) * (1 - 1e-5)
-            assert step.get(token, math.exp(log_probability)) == pytest.approx(math.exp(log_probability), rel=1e-4)
+            probabilities = {entry["token_id"]: entry["probability"] for entry in step}
+            expected = math.exp(log_probability)
+            assert max(probabilities.values()) >= expected * (1 - 1e-5)
+            assert probabilities.get(token, expected) == pytest.approx(expected, rel=1e-4)
 
 
 def test_plain_json_does_not_watch_the_stages(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
