@@ -98,6 +98,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(path: Path) -> None:
+    """Return when a file, or everything in a folder, has reached the disk; for what others have written and closed."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            sync_tree(entry)
+        sync_folder(path)
+        return
+    with io.FileIO(path, "rb+") as file:  # Windows syncs only what may be written to
+        sync(file)
+
+
 def open_to_read(path: Path) -> io.FileIO:
     """Open a regular file; anything else (folder, pipe, device) raises OSError at once instead of waiting for data."""
     # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
@@ -168,7 +179,8 @@ def write_atomically(
     """Put a file at `path` so that a crash at any moment leaves the old one (or none) or the new one, never a part.
 
     `write_content` fills the temporary file; `verify` reads it back (its path, and what `write_content` returned)
-    before it takes the name. Raises StorageError when the disk refuses; the old file is untouched then.
+    before it takes the name. Raises StorageError when the disk refuses; the old file is untouched then, unless only
+    the new name could not be made durable: the file is whole then, too, but may be the old or the new one.
     """
     # Not made from the file's own name: that may already be as long as names can be.
     temporary = path.parent / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"

@@ -36,6 +36,7 @@ def staged(path: Path) -> Iterator[Path]:
     try:
         durable_files.make_folder(path.parent)
         yield temporary
+        durable_files.sync_tree(temporary)
         if path.is_dir():
             durable_files.rename(path, replaced)
         durable_files.rename(temporary, path)
@@ -43,7 +44,10 @@ def staged(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError("export", path, error) from error
     finally:
-        for left_over in (temporary, replaced):
+        if replaced.exists() and not path.exists():
+            with contextlib.suppress(OSError):
+                durable_files.rename(replaced, path)
+        for left_over in (temporary, replaced) if path.exists() else (temporary,):
             if left_over.is_dir():
                 shutil.rmtree(left_over, ignore_errors=True)
             else:

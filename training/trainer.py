@@ -196,20 +196,23 @@ class Trainer:
         done.evaluated_step = done.step
         done.evaluations_without_better += 1
         is_best = result.loss < done.best_loss
-        if is_best:
-            done.best_loss, done.best_bits_per_byte, done.best_step = result.loss, result.bits_per_byte, done.step
-            done.evaluations_without_better = 0
         if self.workers.is_main:
             self.metrics.write(done.step, validation_loss=result.loss, validation_bits_per_byte=result.bits_per_byte)
         progress.evaluated(result.loss, result.bits_per_byte)
         if is_best:
-            self._save_best(progress)
+            done.evaluations_without_better = 0
+            before = done.best_loss, done.best_bits_per_byte, done.best_step
+            done.best_loss, done.best_bits_per_byte, done.best_step = result.loss, result.bits_per_byte, done.step
+            if not self._save_best(progress):
+                # The best is what best.pt holds; the next that is better than that takes its place.
+                done.best_loss, done.best_bits_per_byte, done.best_step = before
         self.show_sample(done.step, progress)
 
-    def _save_best(self, progress: Progress) -> None:
+    def _save_best(self, progress: Progress) -> bool:
+        """Whether it could be saved: a full disk in mid-run costs a warning."""
         state_dict = whole(self.model.state_dict(), self.workers)
 
-        def save() -> None:
+        def save() -> bool:
             with self._survived(progress, must_succeed=self.done.step == self.plan.n_steps):
                 self.run_folder.save_best(
                     model_config=self.model.config,
@@ -217,8 +220,10 @@ class Trainer:
                     tokenizer=self.corpus.tokenizer.state(),
                     provenance=self._provenance(),
                 )
+                return True
+            return False
 
-        self.workers.on_main(save)
+        return self.workers.on_main(save)
 
     def _save(self, progress: Progress, *, must_succeed: bool) -> None:
         """Write a step checkpoint; a full disk in mid-run costs a warning, not the run."""

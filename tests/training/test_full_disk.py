@@ -1,5 +1,6 @@
 """A run on a disk that fills up: found at step 0, survived in mid-run, told loudly at the end."""
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import pytest
 
 from command_line import EXIT_DISK
 from model import durable_files
-from model.checkpoint import StorageError
+from model.checkpoint import StorageError, load_checkpoint
 from tests.training.conftest import PLAN, BuildTrainer
+from training.evaluation import Evaluation
 from training.plots import plot_loss
 from training.summary import summary_lines
 from training.trainer import Trainer
@@ -55,6 +57,21 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning(
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert ["step-000002" in warnings[0], "step-000004" in warnings[1], len(warnings)] == [True, True, 2]
     assert all(line.endswith("training goes on and saves again later") for line in warnings)
+
+
+def test_best_is_what_could_be_saved(build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 3.0, 4.0, 4.5, 4.2, 4.1])
+
+    def scored(*arguments: Any, **settings: Any) -> Evaluation:
+        return Evaluation(loss=next(losses), bits_per_byte=1.0)
+
+    trainer = build_trainer(dataclasses.replace(PLAN, evaluate_every_steps=1))
+    monkeypatch.setattr("training.trainer.evaluate", scored)
+    refuse_writing(monkeypatch, lambda target: target.name == "best.pt" and trainer.done.step == 2)
+    done = trainer.run()
+    best = load_checkpoint(trainer.run_folder.best_path)
+    assert (done.best_step, done.best_loss) == (3, 4.0)
+    assert (best.provenance["best_validation"]["step"], best.provenance["best_validation"]["loss"]) == (3, 4.0)
 
 
 def test_a_disk_that_stays_full_fails_the_last_save_loudly_and_keeps_what_was_there(
