@@ -101,10 +101,10 @@ MUTANTS = (
     Mutant("save before deleting", RUN, "        path = step_path(self.path, step)\n",
            "        path = step_path(self.path, step)\n        self.prune(0)\n"),
     Mutant("damaged ones do not count", RUN, "elif path in self._verified or _verifies(path):", "else:"),
-    Mutant("keep the old run until the new one is safe", RUN,
-           "        return cls(path, lock, [file for file in old if file.suffix == \".pt\"] if overwrite else [])",
-           "        if overwrite:\n            for file in old:\n                file.unlink(missing_ok=True)\n"
-           "        return cls(path, lock, [])"),
+    Mutant("keep the old run until the new one is safe", RUN, "            old = _files_of_run(path)\n",
+           "            old = _files_of_run(path)\n            for file in old if overwrite else []:\n"
+           "                file.unlink()\n"),
+    Mutant("the old run's files go", RUN, "            durable_files.unlink(old)\n", "            pass\n"),
     Mutant("remove leftovers", RUN, "            _remove_leftovers(path)\n", ""),
     Mutant("cut the logs back", RUN, "            if values[\"step\"] <= last:", "            if True:"),
     Mutant("restore the optimizer", TRAINER, "        self.optimizer.load_state_dict(",

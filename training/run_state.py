@@ -6,7 +6,8 @@
     checkpoints/<run>/samples.md       what the model wrote on the way
     checkpoints/<run>/.lock            locked by the process that writes here, whose name it holds
 
-Nothing that verifies is deleted before something newer has been written, read back and verified.
+While a run takes the place of another (--overwrite), its first checkpoint is called `new-step-000000.pt` until the old
+files are gone. Nothing that verifies is deleted before something newer has been written, read back and verified.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from model.config import ModelConfig
 from training.run_lock import LOCK, take_lock
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.md"
+_NEW = "new-"
+"""Before the name of the first checkpoint of a run that takes the place of another: it is safe, and that one may go."""
 
 
 class RunFolder:
@@ -49,13 +52,13 @@ class RunFolder:
     run on several need.
     """
 
-    def __init__(self, path: Path, lock: io.FileIO | None = None, replaced: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, lock: io.FileIO | None = None, *, replaces: bool = False) -> None:
         self.path = path
         self.metrics_path = path / METRICS
         self.samples_path = path / SAMPLES
         self.best_path = path / BEST
         self._lock = lock
-        self._replaced = list(replaced)
+        self._replaces = replaces
         self._verified: set[Path] = set()
 
     @classmethod
@@ -76,8 +79,8 @@ class RunFolder:
         except OSError as error:
             raise StorageError("open run folder", path, error) from error
         try:
-            old = [checkpoint for _, checkpoint in reversed(step_checkpoints(path))]
-            old += [path / name for name in (BEST, METRICS, SAMPLES) if (path / name).exists()]
+            _finish_replacing(path)
+            old = _files_of_run(path)
             if old and not (resume or overwrite):
                 raise UserError(
                     f"run folder {path} holds a run already; go on with it by --resume, replace it by --overwrite, or "
@@ -90,7 +93,7 @@ class RunFolder:
         except BaseException:
             lock.close()
             raise
-        return cls(path, lock, old if overwrite else [])
+        return cls(path, lock, replaces=overwrite and bool(old))
 
     def __enter__(self) -> RunFolder:
         return self
@@ -109,11 +112,12 @@ class RunFolder:
             self._lock.close()
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest step checkpoint that verifies, for going on; None when there is none at all.
+        """The newest step checkpoint that verifies, for going on; None when there is no run at all.
 
-        A damaged one costs a warning and the next older one is taken; CheckpointError when all are damaged.
+        A damaged one costs a warning and the next older one is taken; CheckpointError when all are damaged, UserError
+        when there is a run without any.
         """
-        if self._replaced:
+        if self._replaces:
             return None
         damaged = 0
         for _, path in step_checkpoints(self.path):
@@ -130,6 +134,11 @@ class RunFolder:
         if damaged:
             raise CheckpointError(
                 f"no usable checkpoint in {self.path} ({damaged} found, none intact); start again with --overwrite"
+            )
+        for left in _files_of_run(self.path):
+            raise UserError(
+                f"run folder {self.path} holds {left.name}, but no step checkpoint to go on from; start again with "
+                f"--overwrite, or from a trained model with --run NAME --init CHECKPOINT"
             )
         return None
 
@@ -150,20 +159,22 @@ class RunFolder:
         """
         path = step_path(self.path, step)
         sha256 = save_checkpoint(
-            path,
+            path.with_name(_NEW + path.name) if self._replaces else path,
             model_config=model_config,
             state_dict=state_dict,
             tokenizer=tokenizer,
             provenance=provenance,
             training_state=training_state,
         )
+        if self._replaces:
+            try:
+                _finish_replacing(self.path)
+            except OSError as error:
+                raise StorageError("replace the run in", self.path, error) from error
+            self._replaces = False
         if not self._verified:
             self._warn_of_little_space(path, keep)
         self._verified.add(path)
-        for old in self._replaced:
-            if old != path:
-                _delete(old)
-        self._replaced = []
         self.prune(keep)
         return sha256
 
@@ -176,15 +187,13 @@ class RunFolder:
         provenance: dict[str, Any],
     ) -> str:
         """Save `best.pt` in place of the last best one; returns its SHA-256. Raises StorageError like `save_step`."""
-        sha256 = save_checkpoint(
+        return save_checkpoint(
             self.best_path,
             model_config=model_config,
             state_dict=state_dict,
             tokenizer=tokenizer,
             provenance=provenance,
         )
-        self._replaced = [old for old in self._replaced if old != self.best_path]
-        return sha256
 
     def truncate_logs(self, step: int, evaluated_step: int) -> None:
         """Cut metrics and samples back to what was written up to a step and up to its last evaluation, atomically.
@@ -221,6 +230,29 @@ class RunFolder:
                 f"run needs {keep + 1} more; saving may fail later (--keep-checkpoints 1 needs least)",
                 file=sys.stderr,
             )
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    """The files that make a run, oldest checkpoint first."""
+    steps = [path for _, path in reversed(step_checkpoints(folder))]
+    return [*steps, *(folder / name for name in (BEST, METRICS, SAMPLES) if (folder / name).exists())]
+
+
+def _finish_replacing(folder: Path) -> None:
+    """Let a run whose first checkpoint is safe take the place of the one before, also where a process was killed.
+
+    The old files go first: a step of the old run beside one of the new would be taken for the newest.
+    """
+    for name in fnmatch.filter(durable_files.list_folder(folder), f"{_NEW}*"):
+        new = folder / name
+        if not _verifies(new):
+            durable_files.unlink(new)
+            continue
+        for old in _files_of_run(folder):
+            durable_files.unlink(old)
+        durable_files.sync_folder(folder)
+        durable_files.rename(new, folder / name.removeprefix(_NEW))
+        durable_files.sync_folder(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:

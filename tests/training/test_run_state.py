@@ -1,13 +1,16 @@
 """The folder of a run: one writer, the newest good checkpoint, and never one good checkpoint too few."""
 
 import contextlib
+import errno
 import functools
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,8 +153,12 @@ def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(run: RunFolder)
 def test_best_is_no_starting_point_for_training(run: RunFolder) -> None:
     run.save_best(**model_values(1))
     assert load_checkpoint(run.best_path).training_state is None
-    with reopened(run) as again:
-        assert again.newest_checkpoint() is None
+    with (
+        reopened(run) as again,
+        pytest.raises(UserError, match=r"holds best\.pt, but no step checkpoint.*--overwrite.*--init") as raised,
+    ):
+        again.newest_checkpoint()
+    assert raised.value.exit_code == EXIT_USAGE
 
 
 def test_a_step_without_training_state_is_passed_over(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +199,83 @@ def test_an_overwritten_run_goes_when_the_first_new_checkpoint_is_safe(run: RunF
         assert names(run.path) == ["step-000000.pt"]
         assert not run.metrics_path.exists()
         assert not run.samples_path.exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_is_the_old_or_the_new_one_wherever_replacing_it_is_killed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    save_steps(run, 0, 5, 6, keep=3)
+    run.save_best(**model_values(6))
+    run.metrics_path.write_text('{"step": 6}\n')
+    run.close()
+    seen, is_over = [], False
+    for number in itertools.count(1):
+        copied = run.path.with_name(f"copy-{number}")
+        shutil.copytree(run.path, copied)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            stop_at(patch, number, when)
+            with RunFolder.open(copied, resume=False, overwrite=True) as again:
+                again.save_step(0, **model_values(40), training_state={"step": 40}, keep=2)
+            is_over = True
+        with RunFolder.open(copied, resume=True, overwrite=False) as again:
+            newest = again.newest_checkpoint()
+        assert newest is not None
+        seen.append(newest.provenance["step"])
+        expected = ["best.pt", "step-000000.pt", "step-000005.pt", "step-000006.pt"]
+        assert names(copied) == (expected if seen[-1] == 6 else ["step-000000.pt"])
+        assert (copied / "metrics.jsonl").exists() == (seen[-1] == 6)
+        if is_over:
+            break
+    # The first of them gives the new checkpoint its name.
+    assert seen == ([6, *[40] * (len(seen) - 1)] if when == "before" else [40] * len(seen))
+
+
+def stop_at(patch: pytest.MonkeyPatch, number: int, when: str) -> None:
+    """The process is gone before or after renaming, deleting or syncing a name for the n-th time."""
+    calls = itertools.count(1)
+
+    def stopping(operation: Callable[..., None]) -> Callable[..., None]:
+        def stopped(*arguments: Path) -> None:
+            is_last = next(calls) == number
+            if is_last and when == "before":
+                raise KeyboardInterrupt
+            operation(*arguments)
+            if is_last:
+                raise KeyboardInterrupt
+
+        return stopped
+
+    for name in ("rename", "unlink", "sync_folder"):
+        patch.setattr(durable_files, name, stopping(getattr(durable_files, name)))
+
+
+def test_old_files_that_cannot_go_stop_a_run_that_would_replace_them(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(run, 5, 6)
+    unlink = durable_files.unlink
+
+    def refusing(path: Path) -> None:
+        if path.name == "step-000005.pt":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path)
+
+    with reopened(run, resume=False, overwrite=True) as again:
+        monkeypatch.setattr(durable_files, "unlink", refusing)
+        with pytest.raises(StorageError, match=r"cannot replace the run in .*: Operation not permitted"):
+            save_steps(again, 0)
+    monkeypatch.undo()
+    with reopened(run) as again:
+        assert names(run.path) == ["step-000000.pt"]
+
+
+def test_a_new_run_that_is_damaged_does_not_replace_the_old(run: RunFolder) -> None:
+    save_steps(run, 5, 6)
+    (run.path / "new-step-000000.pt").write_bytes((run.path / "step-000005.pt").read_bytes())
+    damage(run.path / "new-step-000000.pt")
+    with reopened(run):
+        assert names(run.path) == ["step-000005.pt", "step-000006.pt"]
 
 
 def test_a_folder_that_nothing_was_written_to_disappears_again(tmp_path: Path) -> None:
