@@ -61,13 +61,15 @@ def search_beams(
     if sampling.num_samples > n_beams:
         raise UserError(f"--num-samples ({sampling.num_samples}) must not be above --beams ({n_beams})")
     sampling = dataclasses.replace(sampling, temperature=0.0)
+    all_limits = [*limits, TimeLimit(sampling.time_limit_seconds or math.inf)]
     results: list[Result] = []
     rules: dict[str, Any] = {"processors": processors, "criteria": criteria, "n_alternatives": n_alternatives}
-    for prompt in prompts:
-        if reached_reason(limits) is not None:
+    for number, prompt in enumerate(prompts):
+        # One text is begun however little time there is.
+        if reached_reason(all_limits if number else limits) is not None:
             break
-        beams = _search(generator, prompt, sampling, n_beams, limits=limits, **rules)
-        results += [_result(len(results) + n, prompt, beam) for n, beam in enumerate(beams[: sampling.num_samples])]
+        beams = _search(generator, prompt, sampling, n_beams, limits=all_limits, **rules)[: sampling.num_samples]
+        results += [_result(number * sampling.num_samples + n, prompt, beam) for n, beam in enumerate(beams)]
     return results
 
 
@@ -97,7 +99,6 @@ def _search(
     n_alternatives: int,
 ) -> list[Hypothesis]:
     """The beams of one prompt at the end, the best one first."""
-    limits = [*limits, TimeLimit(sampling.time_limit_seconds or math.inf)]
     window = ContextWindow(generator.model.eval(), [generator.encode_prompt(prompt)], [0], sampling)
     beams = [Hypothesis(Row(0, generator.tokenizer, sampling, begins_text=not prompt, keep_text=True))]
     logits, limit = window.start(), None

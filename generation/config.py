@@ -36,7 +36,9 @@ class SamplingConfig:
         1.0, "makes the end of text more probable by this factor with every token; 1: never", at_least=1, at_most=100
     )
     length_decay_start: int = option(0, "new tokens before --length-decay begins", at_least=0, at_most=10**9)
-    time_limit_seconds: float | None = option(None, "end the text after this time (default: no limit)", above=0)
+    time_limit_seconds: float | None = option(
+        None, "end all texts after this time, begin no more (default: no limit)", above=0
+    )
 
     temperature: float = option(
         0.8,

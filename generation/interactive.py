@@ -78,6 +78,7 @@ class Session:
             self._reply(self._before_reply, self._n_retries + 1)
         elif name == "clear":
             self.text = self._before_reply = ""
+            self._n_retries, self._pieces = 0, []
         elif name == "text":
             self._write(self.text + "\n")
         elif name == "explain":

@@ -136,8 +136,8 @@ class Program:
         with Interruption() as interruption:
             if config.beams is not None or config.best_of is not None:
                 # Which text it will be is known at the end.
-                for number, result in enumerate(self._results(interruption)):
-                    yield Piece(number, result.text, None, None, result.reason)
+                for result in self._results(interruption):
+                    yield Piece(result.sample // (config.best_of or 1), result.text, None, None, result.reason)
                 return
             yield from self.generator.stream(
                 self.request.prompts,

@@ -51,31 +51,39 @@ def write_samples(pieces: Iterable["Piece"], prompts: Sequence[str], num_samples
     """Print every prompt with its continuation, sample by sample in their order, while all of them stream.
 
     The first unfinished sample is shown as it grows; the pieces of later ones wait for their turn. A sample of which
-    no piece comes, because Ctrl-C came before, is not shown.
+    no piece comes, because Ctrl-C came before or fewer were found, is not shown.
     """
     waiting: dict[int, list[str]] = {}
     ended: set[int] = set()
     shown = 0
     line_ended = True
+
+    def show(sample: int) -> bool:
+        """Print what waits of a sample; returns whether that was its end."""
+        nonlocal line_ended
+        text = "".join(waiting[sample])
+        waiting[sample] = []
+        if text:
+            write(text)
+            line_ended = text.endswith("\n")
+        if sample not in ended:
+            return False
+        if not line_ended:
+            write("\n")
+        line_ended = True
+        del waiting[sample]
+        return True
+
     try:
         for piece in pieces:
             waiting.setdefault(piece.sample, [prompts[piece.sample // num_samples]]).append(piece.text)
             if piece.reason is not None:
                 ended.add(piece.sample)
             # Samples that ended while an earlier one went on come out together with its end.
-            while shown in waiting:
-                text = "".join(waiting[shown])
-                waiting[shown] = []
-                if text:
-                    write(text)
-                    line_ended = text.endswith("\n")
-                if shown not in ended:
-                    break
-                if not line_ended:
-                    write("\n")
-                line_ended = True
-                del waiting[shown]
+            while shown in waiting and show(shown):
                 shown += 1
+        for sample in sorted(waiting):
+            show(sample)
     except KeyboardInterrupt:
         if not line_ended:
             write("\n")

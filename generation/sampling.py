@@ -81,10 +81,15 @@ def most_probable(logits: Tensor) -> Tensor:
 
 
 def _checked(chosen: Tensor, highest: Tensor) -> Tensor:
-    """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,). Raises UserError for NaN."""
+    """NO_CANDIDATE where nothing may be chosen; (B,) and (B,) → (B,). Raises UserError for NaN and +inf."""
     # A few numbers are compared sooner in Python than by three calls of torch.
-    if all(value > -math.inf for value in highest.tolist()):
+    if all(-math.inf < value < math.inf for value in highest.tolist()):
         return chosen
     if highest.isnan().any():
         raise UserError("a logits processor made logits that are not numbers (NaN); --explain shows the order of all")
+    if highest.isposinf().any():
+        raise UserError(
+            "a logits processor made a logit infinite (+inf), which has no probability; to force a token, set all "
+            "others to −inf"
+        )
     return chosen.masked_fill(highest == -torch.inf, NO_CANDIDATE)

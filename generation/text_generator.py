@@ -112,7 +112,7 @@ class TextGenerator:
     ) -> list[Result]:
         """The finished samples of all prompts, in their order: `num_samples` for each prompt.
 
-        Those that a limit of yours kept from beginning are left out. All options are those of `stream`.
+        Those that a limit kept from beginning are left out. All options are those of `stream`.
         """
         sampling = sampling or SamplingConfig()
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -155,9 +155,9 @@ class TextGenerator:
     ) -> Iterator[Piece]:
         """The pieces of all samples as they are drawn; `batch_size` of them run side by side, row by row to their end.
 
-        `processors` and `criteria` of your own join those that the config asks for; `limits` of your own end all that
-        has begun and let nothing more begin. Every piece lists `n_alternatives` of the model's favourites, and with
-        `explain` it carries a trace of its step.
+        `processors` and `criteria` of your own join those that the config asks for; `limits` of your own, like the
+        config's time limit, end all that has begun and let nothing more begin. Every piece lists `n_alternatives` of
+        the model's favourites, and with `explain` it carries a trace of its step.
         """
         sampling = sampling or SamplingConfig()
         prompt_ids = [self.encode_prompt(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
@@ -168,7 +168,8 @@ class TextGenerator:
         self.model.eval()
         try:
             for first in range(0, n_samples, sampling.batch_size):
-                if reached_reason(limits) is not None:
+                # One batch is begun however little time there is.
+                if reached_reason(all_limits if first else limits) is not None:
                     return
                 samples = range(first, min(first + sampling.batch_size, n_samples))
                 of_prompt = [sample // sampling.num_samples for sample in samples]

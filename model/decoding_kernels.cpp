@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 struct Linear {
@@ -120,11 +121,16 @@ struct Inputs<int8_t> {
         for (int64_t b = 0; b < B; b++) {
             const float *row = rows + b * I;
             float largest = 0;
-            for (int64_t i = 0; i < I; i++) largest = std::fmax(largest, std::fabs(row[i]));
+            for (int64_t i = 0; i < I; i++) {
+                const float size = std::fabs(row[i]);
+                largest = size > largest || std::isnan(size) ? size : largest;  // a NaN stays the largest
+            }
             steps[b] = largest / HIGHEST;
-            const float per_step = largest > 0 ? HIGHEST / largest : 0;
+            // Of numbers next to nothing the multiples are 0; so are they where there is none, and the step says NaN.
+            const bool is_number = largest > HIGHEST * std::numeric_limits<float>::min() && std::isfinite(largest);
+            const float per_step = is_number ? HIGHEST / largest : 0;
             for (int64_t i = 0; i < I; i++)
-                multiples[b * I + i] = static_cast<int16_t>(std::nearbyint(row[i] * per_step));
+                multiples[b * I + i] = is_number ? static_cast<int16_t>(std::nearbyint(row[i] * per_step)) : 0;
         }
     }
     float times(const Linear &layer, int64_t o, int64_t b) const {

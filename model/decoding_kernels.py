@@ -179,9 +179,13 @@ class DecodingStep:
     def __call__(self, token_ids: Tensor, kv_cache: KVCache) -> Tensor:
         """The hidden states (B, 1, C) behind the tokens (B, 1), which `kv_cache` takes in.
 
-        Raises ValueError when a row is full, IndexError for a token that the model does not have.
+        Raises ValueError when a row is full or the cache is not one for these rows and this model, IndexError for a
+        token that the model does not have.
         """
-        B = token_ids.shape[0]
+        B, sizes = token_ids.shape[0], self._model
+        shape = (sizes.n_blocks, B, sizes.K, kv_cache.capacity, sizes.D)
+        if kv_cache.keys.shape != shape:
+            raise ValueError(f"a cache of shape {tuple(kv_cache.keys.shape)} cannot take what needs one of {shape}")
         kv_cache.begin_token()
         token_ids, outputs = token_ids.contiguous(), torch.empty(B, 1, self._model.C)
         lengths = (ctypes.c_int64 * B)(*kv_cache.lengths)

@@ -444,6 +444,14 @@ def test_the_text_streams_while_it_is_drawn(checkpoint: Path) -> None:
     assert n_bytes >= 300
 
 
+def test_texts_of_beams_and_the_best_of_n_stand_behind_their_prompts(generate: Generate) -> None:
+    words = ["--prompt", "AAA", "--prompt", "BBB", "--num-samples", "2", "--max-new-tokens", "3", "--top-k", "1"]
+    for more, n_texts in ((["--beams", "2"], 1), (["--best-of", "2"], 2)):
+        found = [json.loads(line) for line in generate(*words, *more, "--json")[1].splitlines()]
+        assert [sample["prompt"] for sample in found] == ["AAA"] * n_texts + ["BBB"] * n_texts
+        assert generate(*words, *more)[1] == "".join(sample["prompt"] + sample["text"] + "\n" for sample in found)
+
+
 def test_beams_and_the_best_of_n_are_chosen_from_the_command_line(generate: Generate, tmp_path: Path) -> None:
     words = ["--prompt", "ab", "--max-new-tokens", "8", "--json"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizers.base import Tokenizer
+from data.tokenizers.tiktoken_bpe import check_encodable
 from generation.logits_processors.base import Stage
 from generation.logits_processors.row_history import RowStates, n_new_tokens, row_lengths
 
@@ -131,6 +132,8 @@ class BanTexts:
     stage: Stage = "bans"
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        for text in texts:
+            check_encodable(text)
         self.name = "ban_text=" + ",".join(repr(text) for text in texts)
         variants = {form for text in texts for form in (text, _capitalised(text), text.upper())}
         self._longest = max(len(form.encode()) for form in variants)

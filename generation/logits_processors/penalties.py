@@ -97,5 +97,6 @@ class LengthDecay:
             return logits
         # e^80 is near the largest float32 and enough to win against any logit.
         growth = math.exp(min(n_behind * math.log(self.factor), 80.0)) - 1
-        raised = torch.where(end == -torch.inf, end, end + end.abs() * growth)
+        # A bias may have made the logit large before: above the largest number there is no probability.
+        raised = torch.where(end == -torch.inf, end, (end + end.abs() * growth).clamp(max=torch.finfo(end.dtype).max))
         return logits.index_copy(1, torch.tensor([self.end_of_text], device=logits.device), raised.unsqueeze(1))

@@ -155,6 +155,17 @@ def test_beams_end_where_texts_end(letters: TextGenerator) -> None:
     assert (nothing.token_ids, nothing.reason) == ([], "no_candidate")
 
 
+def test_a_prompt_that_finds_fewer_texts_leaves_the_numbers_of_the_next_alone(letters: TextGenerator) -> None:
+    sampling = SamplingConfig(max_new_tokens=3, top_k=1, num_samples=2)
+    found = search_beams(letters, ["a", "b"], sampling, 2)
+    assert [(result.sample, result.prompt) for result in found] == [(0, "a"), (2, "b")]
+
+
+def test_a_time_limit_is_one_for_all_prompts(letters: TextGenerator) -> None:
+    sampling = SamplingConfig(max_new_tokens=5, min_new_tokens=5, time_limit_seconds=1e-9)
+    assert [result.prompt for result in search_beams(letters, ["a", "b"], sampling, 2)] == ["a"]
+
+
 def test_more_samples_than_beams_are_refused(letters: TextGenerator) -> None:
     with pytest.raises(UserError, match=r"--num-samples \(3\) must not be above --beams \(2\)"):
         search_beams(letters, ["a"], SamplingConfig(num_samples=3), 2)

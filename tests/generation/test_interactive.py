@@ -70,6 +70,15 @@ def test_clear_begins_a_new_text(session: Session, screen: Screen) -> None:
     session.handle("/clear")
     session.handle("one")
     assert screen.take() == first
+    session.handle("/retry")
+    second = screen.take()
+    session.handle("/clear")
+    session.handle("/explain")
+    assert screen.take() == "there is no continuation yet\n"
+    session.handle("one")
+    assert screen.take() == first
+    session.handle("/retry")
+    assert screen.take() == second
 
 
 def test_settings_are_changed_shown_and_reset(session: Session, screen: Screen) -> None:

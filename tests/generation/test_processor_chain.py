@@ -19,6 +19,7 @@ from generation.logits_processors.bans import (
 )
 from generation.logits_processors.base import STAGES, LogitsProcessor, ProcessorChain, Stage
 from generation.logits_processors.from_config import processors_from_config
+from generation.logits_processors.penalties import LengthDecay
 from generation.logits_processors.truncation import TopK
 from generation.sampling import draw, most_probable, uniform_block
 
@@ -208,3 +209,15 @@ def test_a_banned_text_is_caught_inside_tokens_across_tokens_and_capitalised() -
     assert logits.isneginf().nonzero().tolist() == [[0, 0], [0, 2], [0, 3], [0, 4], [1, 0], [1, 3]]
     assert banned_bytes(BanTexts([" tin"], BYTES), b"a Ti", prompt_length=4) == {ord("n")}
     assert banned_bytes(BanTexts([" tin"], BYTES), b"a tI", prompt_length=4) == set()
+
+
+def test_a_ban_of_half_a_character_is_refused() -> None:
+    with pytest.raises(UserError, match="lone surrogate"):
+        BanTexts(["a\udcff"], BYTES)
+
+
+def test_length_decay_stays_a_number_behind_a_large_bias() -> None:
+    logits = torch.tensor([[0.0, 1e30]])
+    token_ids = torch.zeros(1, 300, dtype=torch.int64)
+    raised = LengthDecay(0, 100.0, end_of_text=1)(token_ids, logits, torch.tensor([1]))
+    assert raised.tolist() == [[0.0, torch.finfo(torch.float32).max]]

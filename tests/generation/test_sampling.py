@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from command_line import UserError
 from generation.logits_processors.truncation import Temperature, TopK
 from generation.sampling import NO_CANDIDATE, UniformNumbers, draw, most_probable, uniform_block
 
@@ -95,6 +96,15 @@ def test_a_row_without_candidates_draws_none_and_leaves_the_others_alone() -> No
     uniforms = torch.tensor([0.3, 0.3], dtype=torch.float64)
     assert draw(logits, uniforms).tolist() == [NO_CANDIDATE, 1]
     assert most_probable(logits).tolist() == [NO_CANDIDATE, 1]
+
+
+@pytest.mark.parametrize(("logit", "message"), [(torch.nan, "not numbers"), (torch.inf, r"infinite \(\+inf\)")])
+def test_logits_without_probabilities_are_named(logit: float, message: str) -> None:
+    logits = torch.tensor([[1.0, 2.0], [logit, 3.0]])
+    with pytest.raises(UserError, match=message):
+        draw(logits, torch.tensor([0.3, 0.3], dtype=torch.float64))
+    with pytest.raises(UserError, match=message):
+        most_probable(logits)
 
 
 def test_random_numbers_depend_on_seed_sample_and_step_alone() -> None:

@@ -198,6 +198,9 @@ def test_values_out_of_range_are_named_with_what_is_allowed(settings: dict[str, 
 def test_a_time_limit_ends_the_text(generator: TextGenerator) -> None:
     (result,) = generator.generate("a", SamplingConfig(time_limit_seconds=1e-9))
     assert (len(result.token_ids), result.reason) == (1, "time_limit")
+    for batch_size in (1, 2, 3):
+        sampling = SamplingConfig(time_limit_seconds=1e-9, num_samples=3, batch_size=batch_size)
+        assert [len(result.token_ids) for result in generator.generate("a", sampling)] == [1] * batch_size
 
 
 def test_a_criterion_of_the_user_ends_rows_and_names_its_reason(generator: TextGenerator) -> None:

@@ -89,6 +89,18 @@ def test_numbers_that_are_none_stay_visible(weight_type: WeightType) -> None:
     weight = random(8, 32)
     weight[3, 3] = torch.nan
     assert FewRowsLinear(weight, None, weight_type)(inputs[:1])[0].isnan().tolist() == [row == 3 for row in range(8)]
+    inputs[1, 7] = torch.nan
+    outputs = layer(inputs)
+    assert outputs[0].isfinite().all()
+    assert outputs[1].isnan().all()
+
+
+@pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
+def test_inputs_next_to_nothing_give_next_to_nothing(weight_type: WeightType) -> None:
+    for size in (1e-20, 1e-30, 1e-36, 1e-42):
+        outputs = FewRowsLinear(random(8, 32), None, weight_type)(size * random(2, 32))
+        assert outputs.abs().max() <= 100 * size
+        assert size < 1e-33 or outputs.abs().max() > 0
 
 
 def test_inputs_may_be_views_with_gaps() -> None:
@@ -167,6 +179,9 @@ def test_a_step_refuses_what_it_has_no_place_for(build: Build, name: str) -> Non
     decode(model, torch.zeros(2, 3, dtype=torch.int64), cache)
     with pytest.raises(ValueError, match="the cache holds 3 tokens a row, but 4 are needed"):
         decode(model, torch.zeros(2, 1, dtype=torch.int64), cache)
+    for other in (KVCache(config, 1), KVCache(dataclasses.replace(config, n_layer=1), 2)):
+        with pytest.raises(ValueError, match=r"a cache of shape \(.*\) cannot take what needs one of \("):
+            decode(model, torch.zeros(2, 1, dtype=torch.int64), other)
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
