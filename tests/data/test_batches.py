@@ -58,6 +58,13 @@ def test_over_epochs_every_offset_and_every_place_occurs(tmp_path: Path) -> None
     assert ((first - expected) ** 2 / expected).sum() < 29.6
 
 
+@pytest.mark.parametrize("count", range(5, 14))
+def test_an_epoch_begins_at_every_offset_at_which_its_windows_fit(tmp_path: Path, count: int) -> None:
+    batches = Batches(counted_tokens(tmp_path, count), 4, 1, seed=1)
+    fitting = {offset for offset in range(4) if offset + 4 * batches.windows_per_epoch < count}
+    assert {min(epoch) for epoch in first_tokens(batches, 60)} == fitting
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 99, 1000])
 def test_permute_is_a_permutation(size: int) -> None:
     numbers = np.arange(size, dtype=np.uint64)

@@ -114,6 +114,13 @@ def test_a_hash_that_hits_one_huge_document_falls_back_to_characters() -> None:
     assert choose_split(read_facts(even, 0.1), 0.1).cut is None
 
 
+def test_a_hash_that_hits_only_short_documents_falls_back_to_characters() -> None:
+    pieces = [documents.Piece("x" * (5 if in_validation(i, 0.1) else 100), ends_document=True) for i in range(200)]
+    facts = read_facts(pieces, 0.1)
+    assert 0 < facts.hashed_bytes < 0.05 * facts.bytes
+    assert choose_split(facts, 0.1).cut == int(0.9 * facts.characters)
+
+
 @pytest.mark.parametrize("length", range(1, 130, 3))
 def test_both_parts_hold_a_window_or_an_error_says_what_to_lower(tmp_path: Path, length: int) -> None:
     text = ("word " * 100)[:length]
@@ -225,6 +232,13 @@ def test_begin_of_text_stands_before_every_document(tmp_path: Path, monkeypatch:
     for tokens in (training, validation[1:]):
         begins = [i for i, token_id in enumerate(tokens) if token_id == 257]
         assert begins == [0, *(i + 1 for i, token_id in enumerate(tokens[:-1]) if token_id == 256)]
+
+
+def test_begin_of_text_never_stands_within_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization, "JOB_CHARACTERS", 1)  # every piece is a job of its own
+    pieces = [documents.Piece("ab", False), documents.Piece("c", True), documents.Piece("d", True)]
+    runs = tokenization.tokenise([(piece, False) for piece in pieces], BeginningTokenizer(), workers=1)
+    assert [run.token_ids.tolist() for run in runs] == [[257, 97, 98], [99, 256], [257, 100, 256]]
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------------

@@ -424,3 +424,27 @@ def test_step_by_step_equals_all_at_once(rule: Rule) -> None:
                 situation.prompt_lengths[keep_from:],
             )
             assert torch.equal(apply(remembering, now), apply(build(), now))
+
+
+def test_min_p_1_keeps_the_most_probable_tokens() -> None:
+    situation = Situation(torch.tensor([[0]]), torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([1]))
+    assert apply(MinP(1.0), situation).tolist() == [[-INF, 2.0, 2.0]]
+
+
+def test_tokens_that_reach_top_p_exactly_are_enough() -> None:
+    # Each of the four has a probability of exactly 1/4.
+    situation = Situation(torch.tensor([[0]]), torch.zeros(1, 4), torch.tensor([1]))
+    assert apply(TopP(0.5), situation).tolist() == [[0.0, 0.0, -INF, -INF]]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e30, 1e300])
+def test_a_row_without_candidates_stays_one_at_an_extreme_temperature(temperature: float) -> None:
+    logits = torch.tensor([[-INF, -INF], [-INF, 3.0]])
+    situation = Situation(torch.tensor([[0], [0]]), logits, torch.tensor([1, 1]))
+    assert apply(Temperature(temperature), situation).tolist() == [[-INF, -INF], [-INF, 0.0]]
+
+
+def test_another_text_one_token_longer_is_counted_anew() -> None:
+    counts = TokenCounts(5)
+    assert counts.update(torch.tensor([[0, 1]]), torch.tensor([2])).tolist() == [[1, 1, 0, 0, 0]]
+    assert counts.update(torch.tensor([[2, 3, 4]]), torch.tensor([3])).tolist() == [[0, 0, 1, 1, 1]]

@@ -189,6 +189,13 @@ def test_ban_first_bans_beginnings_of_which_nearly_everything_is_banned() -> Non
     assert not banned_bytes(BanFirst(["digits"], BYTES), b"1", prompt_length=1) & beginnings.keys()
 
 
+def test_ban_first_leaves_alone_what_no_character_goes_on_with() -> None:
+    banned = banned_bytes(BanFirst(["letters", "punctuation"], BYTES), b"1\xe0", prompt_length=1)
+    # Behind E0, only A0 to BF go on: 80 to 9F would spell a character that has a shorter form.
+    assert banned & set(range(0xA0, 0xC0))
+    assert not banned & set(range(0x80, 0xA0))
+
+
 def test_ban_first_ends_with_the_first_character_and_ignores_the_prompt() -> None:
     digits = set(b"0123456789")
     assert digits <= banned_bytes(BanFirst(["digits"], BYTES), b"prompt", prompt_length=6)

@@ -91,6 +91,12 @@ def test_a_banned_token_is_never_drawn_even_at_the_borders(uniform: float) -> No
     assert logits[0, draw(logits, torch.tensor([uniform], dtype=torch.float64))].isfinite()
 
 
+@pytest.mark.parametrize("shift", [-2000.0, 2000.0])
+def test_a_shift_of_all_logits_changes_no_draw(shift: float) -> None:
+    logits, uniforms = torch.tensor([[0.0, 1.0, 2.0]]).expand(20, -1), torch.arange(20, dtype=torch.float64) / 20
+    assert torch.equal(draw(logits + shift, uniforms), draw(logits, uniforms))
+
+
 def test_a_row_without_candidates_draws_none_and_leaves_the_others_alone() -> None:
     logits = torch.tensor([[-torch.inf, -torch.inf], [-torch.inf, 3.0]])
     uniforms = torch.tensor([0.3, 0.3], dtype=torch.float64)

@@ -58,6 +58,10 @@ def test_a_repeating_beginning_does_not_hide_the_stop_string() -> None:
     assert run(StopStrings(["aab"]), list("aaab")) == "a"
 
 
+def test_of_two_stop_strings_the_one_completed_first_counts() -> None:
+    assert run(StopStrings(["abc", "b"]), ["abc"]) == "a"
+
+
 def test_the_earliest_of_several_limits_ends_the_text_and_names_the_reason() -> None:
     class Later(StopStrings):
         reason = "later"

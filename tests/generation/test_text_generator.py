@@ -215,6 +215,19 @@ def test_a_criterion_of_the_user_ends_rows_and_names_its_reason(generator: TextG
         assert (len(result.token_ids), result.reason) == (3, "three_tokens")
 
 
+def test_a_criterion_keeps_the_reason_of_a_row_that_has_ended(
+    certain_generator: Callable[[str], TextGenerator],
+) -> None:
+    class Always:
+        reason = "always"
+
+        def __call__(self, token_ids: Sequence[Sequence[int]], texts: Sequence[str]) -> list[bool]:
+            return [True for _ in token_ids]
+
+    results = certain_generator("ab").generate(["a", "b"], SamplingConfig(), criteria=[Always()])
+    assert [(result.text, result.reason) for result in results] == [("b", "always"), ("", "end_of_text")]
+
+
 def test_a_row_whose_tokens_are_all_banned_ends_without_candidate(generator: TextGenerator) -> None:
     class BanAllInLongPrompts:
         name, stage = "ban_all", "bans"

@@ -1,11 +1,14 @@
 """What goes into a checkpoint comes out of it, with ours and with plain PyTorch."""
 
+import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import pytest
 import torch
 
 from model import checkpoint as checkpoints
+from model import durable_files
 from model.checkpoint import (
     CheckpointError,
+    StorageError,
     load_checkpoint,
     newest_run_checkpoint,
     read_card,
@@ -163,6 +168,15 @@ def test_a_tied_weight_that_is_not_a_number_can_still_be_saved(tmp_path: Path) -
     assert load_checkpoint(tmp_path / "a.pt").state_dict["head.weight"][0, 0].isnan()
 
 
+def test_a_square_matrix_and_its_transpose_stay_different(tmp_path: Path) -> None:
+    matrix = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    save(tmp_path / "a.pt", tiny_model(), training_state={"matrix": matrix, "transpose": matrix.t()})
+    state = load_checkpoint(tmp_path / "a.pt").training_state
+    assert state is not None
+    assert state["matrix"].tolist() == [[1, 2], [3, 4]]
+    assert state["transpose"].tolist() == [[1, 3], [2, 4]]
+
+
 def test_names_lose_the_prefix_of_a_compiled_model(tmp_path: Path) -> None:
     model = tiny_model()
     prefixed = {f"_orig_mod.{name}": weight for name, weight in model.state_dict().items()}
@@ -255,6 +269,52 @@ def test_a_kind_that_is_no_language_model_builds_none(tmp_path: Path) -> None:
     assert loaded.kind == "discriminator"
     with pytest.raises(CheckpointError, match="holds a discriminator"):
         loaded.build_model()
+
+
+# ---- on the disk -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_synced_and_read_back_before_it_is_renamed_and_its_folder_synced_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def recorded(name: str) -> Callable[..., Any]:
+        operation = getattr(durable_files, name)
+
+        def record(*arguments: Any) -> Any:
+            done.append(name)
+            return operation(*arguments)
+
+        return record
+
+    for name in ("create", "write", "sync", "open_to_read", "read_into", "rename", "sync_folder"):
+        monkeypatch.setattr(durable_files, name, recorded(name))
+    save(tmp_path / "a.pt", tiny_model())
+    in_order = [name for name, _ in itertools.groupby(done)]
+    assert in_order == ["create", "write", "sync", "open_to_read", "read_into", "rename", "sync_folder"]
+
+
+@pytest.mark.parametrize("damage", ["one bit", "another checkpoint"])
+def test_what_is_not_read_back_as_it_was_written_takes_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    save(tmp_path / "a.pt", tiny_model())
+    before = (tmp_path / "a.pt").read_bytes()
+    open_to_read = durable_files.open_to_read
+
+    def open_damaged(path: Path) -> io.FileIO:
+        if damage == "one bit":
+            flip_a_bit(path, 5000)
+        else:
+            path.write_bytes(before)
+        return open_to_read(path)
+
+    monkeypatch.setattr(durable_files, "open_to_read", open_damaged)
+    with pytest.raises(StorageError, match=r"cannot save .*a\.pt: what was read back is not what was written"):
+        save(tmp_path / "a.pt", tiny_model(), provenance={"step": 8})
+    assert (tmp_path / "a.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 # ---- the newest run ----------------------------------------------------------------------------------------------

@@ -151,6 +151,17 @@ def test_a_full_cache_refuses_more(build: Build) -> None:
     assert cache.lengths == [6]
 
 
+def test_a_full_rolling_cache_takes_one_token_but_no_chunk(build: Build) -> None:
+    model = build(ModelConfig(**ROTARY, context_length=8))
+    cache = KVCache(model.config, 1, rolling=True)
+    model(random_tokens(1, 8), cache)
+    with pytest.raises(ValueError, match="holds 8 tokens a row, but 10 are needed"):
+        model(random_tokens(1, 2), cache)
+    assert cache.lengths == [8]
+    model(random_tokens(1, 1), cache)
+    assert cache.lengths == [9]
+
+
 def test_learned_positions_neither_roll_nor_reach_beyond_the_context() -> None:
     config = ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=4)
     with pytest.raises(ValueError, match="rolling cache needs rotary positions"):
