@@ -189,7 +189,8 @@ def _describe(kind: OptionType, bounds: Bounds) -> str:
 
 def closest(word: str, allowed: Sequence[str]) -> str:
     """` (did you mean X?)` when an allowed word resembles the given one, else an empty string."""
-    matches = difflib.get_close_matches(word, allowed, n=1)
+    beginning_so = [name for name in allowed if name.startswith(word)]
+    matches = beginning_so if len(beginning_so) == 1 else difflib.get_close_matches(word, allowed, n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
@@ -228,6 +229,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
+        # Before Python 3.14, argparse takes -1e-3 for a flag.
+        self._negative_number_matcher = re.compile(r"-([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$")
 
     def parse(self, words: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse the command line (or the given words); anything unknown raises UserError with the nearest flag."""
@@ -241,11 +244,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the whole usage."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - is written behind =, as in --prompt=-x)"
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def add_options(
-    parser: argparse.ArgumentParser, config_class: type[Config], title: str, *, skip: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    config_class: type[Config],
+    title: str,
+    *,
+    skip: Sequence[str] = (),
+    show_defaults: bool = True,
 ) -> None:
     """Add a flag for every field of a config class, under the headings that its fields name.
 
@@ -258,13 +268,13 @@ def add_options(
         if field.metadata.get("group"):
             group = parser.add_argument_group(field.metadata["group"])
         if field.metadata["flag"] and field.name not in skip:
-            _add_option(group, field, kinds[field.name])
+            _add_option(group, field, kinds[field.name], show_default=show_defaults)
 
 
-def _add_option(group: Any, field: dataclasses.Field[Any], kind: OptionType) -> None:
+def _add_option(group: Any, field: dataclasses.Field[Any], kind: OptionType, *, show_default: bool) -> None:
     flag, default = flag_name(field.name), field.default
     help_text = field.metadata["help"].replace("%", "%%")
-    if default not in (None, dataclasses.MISSING, "", ()) and "(default" not in help_text:
+    if show_default and default not in (None, dataclasses.MISSING, "", ()) and "(default" not in help_text:
         shown = ("on" if default else "off") if kind.scalar is bool else default
         help_text += f" (default: {shown})"
     if kind.scalar is bool:
@@ -319,7 +329,8 @@ class _Parse:
         pattern = self.NUMBER.get(self.kind.scalar)
         if pattern is not None:
             if not pattern.fullmatch(text):
-                raise UserError(f"{self.flag} must be {_describe(self.kind, self.bounds)}, but is {text!r}")
+                length = " of at most 19 digits" if self.kind.scalar is int and text.lstrip("+-").isdigit() else ""
+                raise UserError(f"{self.flag} must be {_describe(self.kind, self.bounds)}{length}, but is {text!r}")
             value = self.kind.scalar(text)
             if not self.bounds.allow(typing.cast(float, value)):
                 raise UserError(f"{self.flag} must be {_describe(self.kind, self.bounds)}, but is {text}")

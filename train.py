@@ -44,11 +44,11 @@ def build_parser() -> ArgumentParser:
     run.add_argument("--run", "--run-name", metavar="NAME", help="folder under checkpoints/ (default: corpus, preset)")
     run.add_argument("--resume", action="store_true", help="go on with this run; starts it when there is none")
     run.add_argument("--overwrite", action="store_true", help="replace this run")
-    run.add_argument("--dry-run", action="store_true", help="stop after the preflight report, write nothing")
+    run.add_argument("--dry-run", action="store_true", help="stop after the preflight report; no run folder")
     run.add_argument("--init", metavar="CHECKPOINT", type=Path, help="start from these weights and their tokenizer")
     run.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
     add_options(parser, TrainConfig, "training")
-    add_options(parser, ModelConfig, "model (default: the preset's)")
+    add_options(parser, ModelConfig, "model (default: the preset's)", show_defaults=False)
     return parser
 
 

@@ -40,20 +40,23 @@ class Piece(NamedTuple):
     ends_document: bool
 
 
+def foreign_encoding(start: bytes) -> str | None:
+    """The encoding whose byte order mark a file begins with, if it is another than UTF-8."""
+    return next((encoding for mark, encoding in _FOREIGN_MARKS if start.startswith(mark)), None)
+
+
 def decoded_blocks(file: BinaryIO, name: str, encoding: str) -> Iterator[str]:
     """The text of a binary file, block by block; raises UserError naming the file and the byte that is no text.
 
-    A UTF-8 byte order mark is dropped. A NUL character means that the file is binary.
+    A byte order mark is dropped. A NUL character means that the file is binary.
     """
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
     block, offset = file.read(BLOCK_BYTES), 0
-    if is_utf8:
-        for mark, actual in _FOREIGN_MARKS:
-            if block.startswith(mark):
-                raise UserError(f"{name} is {actual.upper()}, not UTF-8; add --encoding {actual}")
-        if block.startswith(codecs.BOM_UTF8):
-            block, offset = block[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
+    actual = foreign_encoding(block) if is_utf8 else None
+    if actual is not None:
+        raise UserError(f"{name} is {actual.upper()}, not UTF-8; add --encoding {actual}, or save it as UTF-8")
+    at_beginning = True
     while True:
         pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut in two
         try:
@@ -63,9 +66,16 @@ def decoded_blocks(file: BinaryIO, name: str, encoding: str) -> Iterator[str]:
                 f"{name} is not {encoding.upper()}: byte {offset - pending + error.start} (counted from 0) is "
                 f"0x{error.object[error.start]:02x}; save it as UTF-8, or name its encoding with --encoding"
             ) from None
+        except UnicodeError as error:  # such as UTF-16 without a byte order mark
+            raise UserError(
+                f"{name} is not {encoding.upper()} ({error}); save it as UTF-8, or name its encoding with --encoding, "
+                f"such as utf-16-le"
+            ) from None
         if "\0" in text:
             where = f" at byte {offset + block.find(0)}" if is_utf8 else ""
             raise UserError(f"{name} is not a text file: it holds a NUL character{where}")
+        if text and at_beginning:
+            text, at_beginning = text.removeprefix("\ufeff"), False
         if text:
             yield text
         if not block:
@@ -120,6 +130,8 @@ def json_pieces(blocks: Iterable[str], name: str, text_field: str) -> Iterator[P
             raise UserError(f"{name}, line {number} is not JSON ({error})") from None
         text = record.get(text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
+            if isinstance(record, dict) and text_field in record:
+                raise UserError(f"{name}, line {number}: the field {text_field!r} holds no text, but {_shown(text)}")
             fields = ", ".join(map(repr, list(record)[:8])) if isinstance(record, dict) else "no fields"
             raise UserError(
                 f"{name}, line {number} has no text in the field {text_field!r} (it has {fields}); "
@@ -130,6 +142,12 @@ def json_pieces(blocks: Iterable[str], name: str, text_field: str) -> Iterator[P
         except UserError as error:
             raise UserError(f"{name}, line {number}: {error}") from None
         yield from whole_document(text)
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value as JSON."""
+    written = json.dumps(value)
+    return written if len(written) <= 40 else f"{written[:40]}…"
 
 
 def whole_document(text: str) -> Iterator[Piece]:

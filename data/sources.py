@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 
 from command_line import UserError, closest
 from data.corpora import CORPUS_NAMES, SHIPPED, fetch_corpus, fetch_url, file_hash
-from data.documents import Piece, decoded_blocks, join_pieces, json_pieces, text_pieces
+from data.documents import Piece, decoded_blocks, foreign_encoding, join_pieces, json_pieces, text_pieces
 from data.shards import DiskError
 
 
@@ -59,7 +59,8 @@ class Source:
     text_field: str = "text"
     encoding: str = "utf-8"
     skipped: tuple[str, ...] = ()
-    """Files of the folder that hold no text (a NUL byte among the first 8,192) and were left out."""
+    """Files of the folder that were left out, since they hold no text: a NUL byte among the first 8,192, and no mark of
+    UTF-16 or UTF-32."""
 
     @property
     def size_bytes(self) -> int:
@@ -169,7 +170,9 @@ def _folder(folder: Path, text_field: str, encoding: str) -> Source:
         with source_file.open() as stream:
             start = stream.read(8192)
         # Files of other kinds lie in most folders; a wide encoding has NUL bytes of its own.
-        if b"\0" in start and codecs.lookup(encoding).name == "utf-8":
+        is_binary = b"\0" in start and codecs.lookup(encoding).name == "utf-8"
+        # Text in another encoding is not left out without a word: reading it says what to do.
+        if is_binary and foreign_encoding(start) is None:
             skipped.append(source_file.name)
         elif start:
             files.append(source_file)

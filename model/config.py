@@ -70,9 +70,12 @@ class ModelConfig:
                 f"try --n-kv-head {' or '.join(divisors[-4:])}"
             )
         if self.positions == "rotary" and self.channels_per_head % 2:
+            advice = "choose --n-embd and --n-head so that their ratio is even"
+            if self.head_width is not None:
+                advice = f"try --head-width {self.head_width + 1}"
             raise UserError(
-                f"rotary positions turn channels in pairs, but a head has {self.channels_per_head}; "
-                f"choose --n-embd and --n-head so that their ratio is even, or --positions learned"
+                f"rotary positions turn channels in pairs, but a head has {self.channels_per_head}; {advice}, or "
+                f"--positions learned"
             )
         if self.rope_scaling == "none" and self.rope_scaling_factor != 1:
             raise UserError(f"--rope-scaling-factor ({self.rope_scaling_factor}) needs --rope-scaling linear or llama3")

@@ -58,6 +58,8 @@ def import_model(folder: str | Path) -> GPT:
 def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
     """The family and our config of a Hugging Face folder; raises UserError naming the field that is not understood."""
     path = folder / "config.json"
+    if not path.exists():
+        raise WeightsError(f"{folder} is no folder of a Hugging Face model: it holds no config.json")
     return read_model_config(read_json(path), str(path))
 
 

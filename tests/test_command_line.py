@@ -121,7 +121,7 @@ def test_a_mistyped_flag_is_answered_with_the_one_that_was_meant(config_class: t
 
 def test_abbreviations_and_stray_words_are_refused() -> None:
     parser = parser_for(SamplingConfig)
-    with pytest.raises(UserError, match="unknown option '--temp'"):
+    with pytest.raises(UserError, match=r"unknown option '--temp' \(did you mean --temperature\?\)"):
         parser.parse(["--temp=1"])
     with pytest.raises(UserError, match="unknown argument 'hello'"):
         parser.parse(["hello"])
@@ -138,6 +138,24 @@ def test_a_flag_without_its_value_is_refused_by_name(config_class: type[Config])
 def test_a_negative_number_after_a_space_is_a_value_and_no_flag() -> None:
     with pytest.raises(UserError, match="--top-k must be a whole number at least 1, but is -1"):
         parser_for(SamplingConfig).parse(["--top-k", "-1"])
+    for number in ("-0.5", "-1e-3", "-.5E+1", "-2."):
+        assert parser_for(SamplingConfig).parse(["--presence-penalty", number]).presence_penalty == float(number)
+    with pytest.raises(UserError, match=r"--presence-penalty must be .*, but is -1e308"):
+        parser_for(SamplingConfig).parse(["--presence-penalty", "-1e308"])
+
+
+def test_a_text_that_looks_like_a_flag_is_answered_with_how_to_write_it() -> None:
+    parser = parser_for(SamplingConfig)
+    with pytest.raises(
+        UserError, match=r"argument --stop: expected one argument \(.* written behind =, as in --prompt=-x"
+    ):
+        parser.parse(["--stop", "-x"])
+    assert parser.parse(["--stop=-x"]).stop == ("-x",)
+
+
+def test_a_number_of_too_many_digits_is_refused_as_such() -> None:
+    with pytest.raises(UserError, match="--top-k must be a whole number at least 1 of at most 19 digits, but is '9999"):
+        parser_for(SamplingConfig).parse(["--top-k", "9" * 20])
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

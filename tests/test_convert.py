@@ -389,11 +389,13 @@ def test_weights_that_cannot_be_used_are_one_line_with_file_and_tensor(gpt2_fold
     told.append(convert("import", "broken"))
     Path("broken/config.json").write_text(json.dumps({**config, "n_layer": 3}))
     told.append(convert("import", "broken"))
-    assert [(code, error.count("\n")) for code, error in told] == [(3, 1)] * 3
-    cut, misshaped, missing = (error for _, error in told)
+    told.append(convert("import", "."))
+    assert [(code, error.count("\n")) for code, error in told] == [(3, 1)] * 4
+    cut, misshaped, missing, nothing = (error for _, error in told)
     assert f"{path} is damaged or cut short" in cut
     assert f"{path}: tensor transformer.wpe.weight has shape (64, 32), but (65, 32) is needed" in misshaped
     assert f"{path} misses the tensor transformer.h.2." in missing
+    assert ". is no folder of a Hugging Face model: it holds no config.json" in nothing
     assert not Path("checkpoints").exists()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -56,6 +57,29 @@ def run_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     threads = torch.get_num_threads()
     yield run
     torch.set_num_threads(threads)
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "text.txt").write_bytes(text.read_bytes())
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"\x89PNG\0")
+    said = run_train("--data", folder, "--steps", 1, "--dry-run", *TINY_FLAGS)
+    assert "notice      left out, since they hold no text: a.png, b.png\n" in said
+    for name in ("c.png", "d.png", "e.png"):
+        (folder / name).write_bytes(b"\x89PNG\0")
+    said = run_train("--data", folder, "--steps", 1, "--dry-run", *TINY_FLAGS)
+    assert "notice      left out, since they hold no text: a.png, b.png, c.png and 2 more\n" in said
+
+
+def test_help_says_of_the_model_that_its_defaults_are_those_of_the_preset() -> None:
+    text = " ".join(train.build_parser().format_help().split())
+    title = "model (default: the preset's)"
+    of_model = text[text.index(title) + len(title) : text.index("examples:")]
+    assert "--context-length N tokens the model sees at once --" in of_model
+    own = " ".join(field.metadata["help"] for field in dataclasses.fields(ModelConfig) if field.metadata["flag"])
+    assert re.findall(r"\(default: .*?\)", of_model) == re.findall(r"\(default: .*?\)", own)
 
 
 def test_a_run_leaves_all_it_promises(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -31,7 +31,10 @@ class TrainConfig:
         None, "optimizer steps (default: as many as fit into --minutes)", at_least=0, group="length"
     )
     minutes: float | None = option(
-        None, "time from start to exit; sets the steps from the measured speed (default: 3, unless --steps)", above=0
+        None,
+        "time from start to exit; sets the steps from the measured speed (default: 3, unless --steps)",
+        above=0,
+        at_most=1e7,
     )
     early_stop: int = option(0, "stop after this many evaluations without a better one; 0: never", at_least=0)
 

@@ -34,6 +34,7 @@ _EVALUATIONS = 10
 _EVALUATION_SHARE = 0.08
 _FINISHING_SECONDS = 8.0
 """What the counting baseline, the plot, the last sample and the exit take, measured on the English tales."""
+_DAY = 24 * 3600.0
 _COMPILE_SECONDS = {"cpu": 1800.0, "cuda": 180.0}
 """Runs shorter than this lose more by waiting for the compiler than they gain (benchmarks/results/)."""
 
@@ -71,7 +72,6 @@ class Preflight:
     def lines(self) -> list[str]:
         """The report, one fact a line."""
         corpus, plan = self.corpus, self.plan
-        finish = time.strftime("%H:%M:%S", time.localtime(time.time() + self.seconds))
         processes = f"{self.world_size} processes on " if self.world_size > 1 else ""
         bytes_per_token = corpus.training_bytes / corpus.n_training_tokens
         return [
@@ -86,7 +86,7 @@ class Preflight:
             f"about {self.memory_bytes / 1e9:.2f} GB of memory",
             f"speed       {self.tokens_per_second:,.0f} tokens/s measured",
             f"run         {plan.n_steps:,} steps of {self.batch_tokens:,} tokens = {self.epochs:.1f} epochs, "
-            f"finished at about {finish} (in {self.seconds:,.0f} s)",
+            f"finished {_at_about(self.seconds)} (in {self.seconds:,.0f} s)",
             f"export      {_exportable(self.model_config, corpus.tokenizer)}",
         ]
 
@@ -97,6 +97,14 @@ class Preflight:
             self.corpus.n_training_tokens,
             self.epochs,
         )
+
+
+def _at_about(seconds: float) -> str:
+    """When something ends that takes so long: the time, the day if it takes one, nothing that no calendar holds."""
+    if seconds > 100 * 365 * _DAY:
+        return "not in this century"
+    form = "%H:%M:%S" if seconds < _DAY else "%Y-%m-%d %H:%M"
+    return time.strftime(f"at about {form}", time.localtime(time.time() + seconds))
 
 
 def _exportable(config: ModelConfig, tokenizer: Tokenizer) -> str:

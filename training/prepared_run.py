@@ -153,6 +153,10 @@ def _prepare_corpus(
                 f"the corpus {corpus.name} here is not the one of rank 0; copy the same text to every machine, or name "
                 f"a folder that all of them share"
             )
+    skipped = corpus.source.skipped
+    if skipped:
+        more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+        workers.say(f"notice      left out, since they hold no text: {', '.join(skipped[:3])}{more}")
     # Not sooner: what the preparation frees goes back to the system.
     keep_freed_memory()
     return corpus

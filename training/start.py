@@ -54,7 +54,7 @@ def start_training(request: Request) -> None:
 
 @contextlib.contextmanager
 def _run_folder(request: Request, workers: Workers) -> Iterator[RunFolder | None]:
-    """The locked run folder; None for a dry run, which writes nothing."""
+    """The locked run folder; None for a dry run, which has none."""
     if request.dry_run:
         yield None
         return

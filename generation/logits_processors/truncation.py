@@ -152,8 +152,10 @@ def _keep_first(logits: Tensor, preference: Tensor, mass: float) -> Tensor:
     """Keep the first tokens by preference, (B, V), of equal ones the lower id, that together reach a probability."""
     order = preference.sort(dim=-1, descending=True, stable=True).indices
     probabilities = logits.softmax(dim=-1).gather(1, order)
-    # A token is dropped when those before it already reach the mass; the first has none before it.
+    # A token is dropped when those before it already reach the mass; the first stays, also with a mass that is 0 in
+    # float32.
     dropped = probabilities.cumsum(dim=-1) - probabilities >= mass
+    dropped[:, 0] = False
     return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
 
 

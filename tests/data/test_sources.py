@@ -167,6 +167,27 @@ def test_other_encodings_are_read_when_named(tmp_path: Path, encoding: str) -> N
         list(open_source(str(tmp_path / "t.txt")).documents())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_byte_order_mark_is_no_text_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    text = "字\ufeff字"  # within a text it is a character
+    marked = text if encoding in ("utf-8-sig", "utf-16") else "\ufeff" + text
+    (tmp_path / "t.txt").write_bytes(marked.encode(encoding))
+    assert list(open_source(str(tmp_path / "t.txt"), encoding=encoding).documents()) == [text]
+
+
+def test_utf_16_without_a_byte_order_mark_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("héllo".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"t\.txt is not UTF-16 \(.*BOM.*\).*such as utf-16-le"):
+        list(open_source(str(tmp_path / "t.txt"), encoding="utf-16").documents())
+
+
+def test_text_in_another_encoding_is_not_left_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_bytes("two".encode("utf-16"))
+    with pytest.raises(UserError, match=r"b\.txt is UTF-16, not UTF-8; add --encoding utf-16, or save it as UTF-8"):
+        list(open_source(str(tmp_path)).documents())
+
+
 def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("één\n".encode())))
     source = open_source("-")
@@ -273,7 +294,8 @@ BAD_FILES = [
     ("t.jsonl", b"[" * 100_000, r"line 1 is not JSON"),
     ("t.jsonl", b'["text"]', "line 1 has no text in the field 'text'"),
     ("t.jsonl", b'{"story": "a", "id": 3}', r"field 'text' \(it has 'story', 'id'\); name the field with --text-field"),
-    ("t.jsonl", b'{"text": 5}', "line 1 has no text"),
+    ("t.jsonl", b'{"text": 5}', "line 1: the field 'text' holds no text, but 5"),
+    ("t.jsonl", b'{"text": "a"}\n{"text": null}', "line 2: the field 'text' holds no text, but null"),
     ("t.jsonl", b'{"text": "ab\\ud800"}', r"line 1: .*lone surrogate \(U\+D800\) at position 2"),
 ]
 

@@ -448,3 +448,9 @@ def test_another_text_one_token_longer_is_counted_anew() -> None:
     counts = TokenCounts(5)
     assert counts.update(torch.tensor([[0, 1]]), torch.tensor([2])).tolist() == [[1, 1, 0, 0, 0]]
     assert counts.update(torch.tensor([[2, 3, 4]]), torch.tensor([3])).tolist() == [[0, 0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("processor", [TopP(1e-300), Typical(1e-300)])
+def test_a_share_that_is_0_in_float32_keeps_one_token(processor: LogitsProcessor) -> None:
+    situation = Situation(torch.tensor([[0]]), torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([1]))
+    assert apply(processor, situation).isfinite().sum() == 1

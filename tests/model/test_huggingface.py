@@ -493,7 +493,7 @@ def test_bin_file_that_holds_code_is_refused(llama: Path) -> None:
 
 
 def test_folder_without_weights_or_config_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"config\.json is missing"):
+    with pytest.raises(WeightsError, match=r"is no folder of a Hugging Face model: it holds no config\.json"):
         import_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config\.json is damaged"):

@@ -16,7 +16,7 @@ from model.config import PRESETS, ModelConfig, preset_config
         ({"n_head": 6, "n_kv_head": 4}, r"--n-head \(6\) must be a multiple of --n-kv-head \(4\).* 1 or 2 or 3 or 6"),
         ({"n_head": 6, "n_kv_head": 12}, r"must be a multiple of --n-kv-head \(12\)"),
         ({"n_embd": 9, "n_head": 3, "positions": "rotary"}, "turn channels in pairs, but a head has 3"),
-        ({"head_width": 5, "positions": "rotary"}, "turn channels in pairs, but a head has 5"),
+        ({"head_width": 5, "positions": "rotary"}, "but a head has 5; try --head-width 6, or --positions learned"),
         ({"vocab_size": 0}, "--vocab-size must be a whole number at least 1, but is 0"),
         ({"n_layer": 0}, "--n-layer must be a whole number at least 1"),
         ({"dropout": 1.0}, "--dropout must be a finite number at least 0 and below 1, but is 1.0"),

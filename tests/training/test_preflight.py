@@ -1,6 +1,7 @@
 """What is decided before the first step, and what is said about it."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,17 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_given_micro_batch_never_exceeds_the_share_of_a_process() -> None:
     config = dataclasses.replace(TrainConfig(), micro_batch_size=64)
     assert choose_micro_batch(config, TINY, CPU, "fp32", 8, Workers(0, 2))[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (60, r"finished at about \d\d:\d\d:\d\d \(in 60 s\)"),
+        (3 * 86_400, r"finished at about \d{4}-\d\d-\d\d \d\d:\d\d \(in 259,200 s\)"),
+        (1e300, r"finished not in this century \("),
+    ],
+)
+def test_a_run_of_days_says_the_day_of_its_end(corpus: PreparedCorpus, seconds: float, words: str) -> None:
+    config = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, context_length=4, n_layer=1, n_head=1, n_embd=4)
+    preflight = Preflight(PLAN, config, corpus, memory_bytes=0, tokens_per_second=1.0, seconds=seconds)
+    assert re.search(words, "\n".join(preflight.lines()))
