@@ -86,15 +86,6 @@ class Batches:
         self.windows_per_epoch = max(1, (targets - (context_length - 1)) // context_length)
         self._offsets = min(context_length, targets - self.windows_per_epoch * context_length + 1)
 
-    def epoch_of(self, step: int) -> int:
-        """The epoch, from 0, that the first window of a step belongs to."""
-        return step * self.sequences // self.windows_per_epoch
-
-    def window_starts(self, step: int) -> npt.NDArray[np.int64]:
-        """The first token of each window of a step over all processes: (sequences,)."""
-        stream = np.uint64(step * self.sequences) + np.arange(self.sequences, dtype=np.uint64)
-        return self._starts(stream)
-
     def _starts(self, stream: Integers) -> npt.NDArray[np.int64]:
         size = self.windows_per_epoch
         epochs, numbers = stream // np.uint64(size), stream % np.uint64(size)

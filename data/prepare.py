@@ -1,6 +1,6 @@
 """From a source to token shards on disk, once: read, split, build the tokenizer, tokenise in parallel, remember.
 
-    source ── fingerprint ──→ found among the prepared corpora and undamaged? ──→ open it (milliseconds)
+    source ── fingerprint ──→ found among the prepared corpora and undamaged? ──→ open it
        └────→ count → split → tokenizer (from the training part) → tokenise → training and validation shards
 
 What was prepared lies in a folder named by the corpus, the tokenizer and the split. The folder gets its name when

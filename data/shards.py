@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -273,23 +272,3 @@ class ShardWriter:
             self._file.close()
         for number in range(len(self._finished) + 1):
             self._temporary(number).unlink(missing_ok=True)
-
-
-def write_shards(
-    folder: Path,
-    name: str,
-    arrays: Iterable[TokenArray],
-    *,
-    vocab_size: int,
-    tokenizer_hash: str = "",
-    corpus_hash: str = "",
-    shard_tokens: int = SHARD_TOKENS,
-) -> TokenShards:
-    """Write token ids as the sequence `name` in a folder and open it; raises DiskError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ShardWriter(
-        folder, name, vocab_size, shard_tokens, tokenizer_hash=tokenizer_hash, corpus_hash=corpus_hash
-    ) as writer:  # fmt: skip
-        for token_ids in arrays:
-            writer.append(token_ids)
-    return TokenShards.open(folder, name)

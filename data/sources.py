@@ -62,11 +62,6 @@ class Source:
     """Files of the folder that were left out, since they hold no text: a NUL byte among the first 8,192, and no mark of
     UTF-16 or UTF-32."""
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the files on disk (packed, where they are gzipped)."""
-        return sum(file.path.stat().st_size for file in self.files)
-
     def pieces(self) -> Iterator[Piece]:
         """Yield the documents in pieces of bounded length; raises UserError for what is no text."""
         for file in self.files:

@@ -1,7 +1,7 @@
-"""What a model costs before it is built: parameters, floating-point operations and memory, all in closed form.
+"""What training a model costs before it is built: parameters, floating-point operations and memory, in closed form.
 
-The preflight of a training run and a checkpoint's card show these numbers, so nothing here imports torch. Everything
-is counted for the code of this room, and compared with it by the tests.
+The preflight of a run shows parameters and memory; `benchmarks/gpu_gpt2.py` divides by the operations. Everything is
+counted for the code of this room, and compared with it by the tests.
 """
 
 from __future__ import annotations
@@ -114,20 +114,6 @@ class TrainingMemory:
         return sum(dataclasses.astuple(self))
 
 
-@dataclass(frozen=True)
-class GenerationMemory:
-    """Bytes of decoding at its peak, by what they hold."""
-
-    weights: int
-    kv_cache: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Bytes in all, without the program itself (torch and its libraries take about 300 MB)."""
-        return sum(dataclasses.astuple(self))
-
-
 def training_memory(
     config: ModelConfig,
     micro_batch_size: int,
@@ -158,22 +144,6 @@ def training_memory(
         gradients=4 * n_trained,
         optimizer=8 * (n_trained - n_muon) + 4 * n_muon,
         activations=int(passing * _ALLOCATOR_OVERHEAD),
-    )
-
-
-def generation_memory(
-    config: ModelConfig, batch_size: int, context: int, precision: Precision = "fp32"
-) -> GenerationMemory:
-    """Peak bytes of decoding `batch_size` texts of up to `context` tokens with a key/value cache."""
-    size = _BYTES[precision]
-    cached = 2 * config.n_layer * config.key_value_heads * config.channels_per_head
-    # The prompt goes through one block at a time: stream, its norm, and the wider of the two parts, in and out.
-    widest = max(_qkv_width(config) + 3 * config.n_head * config.channels_per_head, 3 * config.feed_forward_width)
-    return GenerationMemory(
-        weights=size * count_parameters(config),
-        kv_cache=size * cached * batch_size * context,
-        activations=size * batch_size * context * (3 * config.n_embd + widest)
-        + 3 * 4 * batch_size * config.vocab_size,  # logits, their sorted copy, probabilities
     )
 
 

@@ -150,13 +150,17 @@ class Workers:
 
 @contextlib.contextmanager
 def join_workers(device_name: str) -> Iterator[Workers]:
-    """Join the processes that torchrun started (gloo between CPUs, nccl between GPUs); alone without torchrun."""
+    """Join the processes that torchrun started; alone without torchrun.
+
+    gloo between CPUs; where there are GPUs nccl for what lies on them, since a run that began on CPUs goes on there.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Workers()
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     uses_cuda = device_name.startswith(("auto", "cuda")) and torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("nccl" if uses_cuda else "gloo", store=_meeting_place(), rank=rank, world_size=world_size)
+    backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
+    dist.init_process_group(backend, store=_meeting_place(), rank=rank, world_size=world_size)
     lost_contact = False
     try:
         yield Workers(

@@ -9,7 +9,8 @@ import torch
 
 from command_line import UserError
 from data.batches import Batches, permute, validation_windows
-from data.shards import TokenShards, write_shards
+from data.shards import TokenShards
+from tests.data.shard_files import write_shards
 
 SIZES = [(400, 8, 6), (401, 8, 7), (17, 4, 3), (9, 4, 5), (5, 4, 8), (6, 4, 1), (1000, 7, 11), (300, 1, 64)]
 
@@ -108,10 +109,8 @@ def test_windows_across_shard_borders_equal_those_of_one_shard(tmp_path: Path) -
         assert torch.equal(Batches(one, 8, 6, seed=1).batch(step)[0], Batches(many, 8, 6, seed=1).batch(step)[0])
 
 
-def test_epoch_of_a_step(tmp_path: Path) -> None:
-    batches = Batches(counted_tokens(tmp_path, 104), 4, 10, seed=1)  # 25 windows an epoch
-    assert batches.windows_per_epoch == 25
-    assert [batches.epoch_of(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+def test_an_epoch_has_one_window_less_than_fit(tmp_path: Path) -> None:
+    assert Batches(counted_tokens(tmp_path, 104), 4, 10, seed=1).windows_per_epoch == 25
 
 
 def test_too_few_tokens_for_a_window_are_named(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from data.shards import (
     ShardHeader,
     ShardWriter,
     TokenShards,
-    write_shards,
 )
+from tests.data.shard_files import write_shards
 
 
 def write(folder: Path, count: int = 100, shard_tokens: int = 10**6, vocab_size: int = 1000) -> TokenShards:

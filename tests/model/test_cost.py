@@ -20,13 +20,11 @@ from model.cost import (
     block_matrices,
     count_parameters,
     flops_per_token,
-    generation_memory,
     parameters_by_part,
     training_memory,
 )
 from model.gpt import GPT
 from model.initialization import outlined
-from model.kv_cache import KVCache
 from training.config import TrainConfig
 from training.optimizers import build_optimizer
 
@@ -222,12 +220,3 @@ def test_weights_gradients_and_optimizer_state_are_counted_exactly(preset: str, 
     kinds = [kind for name, kind in combined.state_dict().items() if name != "learning_rate_factor"]
     tensors = [tensor for kind in kinds for entry in kind.values() for tensor in entry.values()]
     assert memory.optimizer == sum(tensor.nbytes for tensor in tensors if tensor.ndim)  # but for the step counters
-
-
-@pytest.mark.parametrize("options", [{}, {"n_kv_head": 2}, {"head_width": 24}], ids=str)
-def test_generation_memory_counts_weights_and_cache_exactly(options: dict[str, Any]) -> None:
-    config = small(options)
-    memory = generation_memory(config, 3, 40, "bf16")
-    cache = KVCache(config, 3, capacity=40, dtype=torch.bfloat16)
-    assert memory.kv_cache == cache.keys.nbytes + cache.values.nbytes
-    assert memory.weights == sum(parameter.nbytes for parameter in GPT(config).bfloat16().parameters())
