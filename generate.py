@@ -38,7 +38,8 @@ def main() -> None:
         print(list_voices())
         return
 
-    from model.checkpoint import newest_run_checkpoint, read_card
+    from model.checkpoint import read_card
+    from model.checkpoint_choice import newest_run_checkpoint
 
     checkpoint = Path(load.checkpoint) if load.checkpoint else newest_run_checkpoint(CHECKPOINTS)
     if config.info:

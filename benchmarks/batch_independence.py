@@ -55,7 +55,7 @@ def answer(config: BenchmarkConfig) -> Report:
     from benchmarks.mini import mini_generator
     from generation.config import CHECKPOINTS
     from generation.text_generator import TextGenerator
-    from model.checkpoint import newest_run_checkpoint
+    from model.checkpoint_choice import newest_run_checkpoint
 
     n_samples, n_tokens = (8, 4) if config.quick else (64 * config.turns(4), 200)
     if config.quick:

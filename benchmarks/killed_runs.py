@@ -20,7 +20,8 @@ import torch
 from benchmarks.killing import Child, LostError, Tally, kill_at_random
 from data.prepare import PreparedCorpus, prepare_corpus
 from data.sources import open_source
-from model.checkpoint import load_checkpoint, step_checkpoints, verify_checkpoint
+from model.checkpoint import load_checkpoint, verify_checkpoint
+from model.checkpoint_choice import step_checkpoints
 from model.config import ModelConfig
 from model.gpt import GPT
 from training.config import TrainConfig

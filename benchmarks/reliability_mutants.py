@@ -38,7 +38,7 @@ class Mutant:
 
 
 DISK, READER, WRITER = "model/durable_files.py", "model/checkpoint_reader.py", "model/checkpoint_writer.py"
-CHECKPOINT, CONTENT = "model/checkpoint.py", "model/checkpoint_content.py"
+CHECKPOINT, CHOICE, CONTENT = "model/checkpoint.py", "model/checkpoint_choice.py", "model/checkpoint_content.py"
 RUN, LOCK, TRAINER = "training/run_state.py", "training/run_lock.py", "training/trainer.py"
 SHARDS, PREPARE, PARTS = "data/shards.py", "data/prepare.py", "training/prepared_run.py"
 
@@ -49,6 +49,7 @@ TESTS = {
     READER: (FORMAT, DAMAGE),
     WRITER: (FORMAT,),
     CHECKPOINT: (FORMAT, FOLDER, DAMAGE),
+    CHOICE: (FORMAT, FOLDER),
     CONTENT: (FORMAT, FOLDER, DAMAGE),
     RUN: (FOLDER, CRASH),
     LOCK: (FOLDER,),
@@ -77,9 +78,9 @@ MUTANTS = (
     Mutant("verify before loading", CHECKPOINT, "        sha256 = reader.verify()\n        card = reader.read_card()\n"
            "        config = check",
            "        sha256 = ''\n        card = reader.read_card()\n        config = check"),
-    Mutant("the newest by what the files say", CHECKPOINT, "max(card.saved_at for card in models)",
+    Mutant("the newest by what the files say", CHOICE, "max(card.saved_at for card in models)",
            "(run / BEST).stat().st_mtime"),
-    Mutant("verify the newest run", CHECKPOINT, "                verify_checkpoint(path)\n", "                pass\n"),
+    Mutant("verify the newest run", CHOICE, "                verify_checkpoint(path)\n", "                pass\n"),
     Mutant("weights that fit the config", CONTENT, '        if kind == "gpt" and weights:', "        if False:"),
     Mutant("no absurd sizes", CONTENT, "    if config.n_layer > len(state_dict) or any(", "    if False and any("),
     Mutant("compare the checksum", READER, 'if comment != f"sha256:', 'if False and comment != f"sha256:'),

@@ -26,7 +26,7 @@ from generation.config import CHECKPOINTS, LoadConfig
 from generation.output import notify
 from generation.plots import next_token_figure
 from generation.text_generator import TextGenerator
-from model.checkpoint import newest_run_checkpoint
+from model.checkpoint_choice import newest_run_checkpoint
 
 CHINESE = "next-token-zh"
 PICTURES: dict[str, Callable[[TextGenerator], Figure]] = {

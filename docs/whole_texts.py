@@ -19,10 +19,11 @@ from generation.config import SamplingConfig, SpeechConfig
 from generation.inspection import token_text
 from generation.plots import readable_labels
 from generation.score import score_documents
+from generation.sentence_ends import SentenceEnds
 from generation.sound_file import speak_to_file
 from generation.surprise import BITS_PER_LEVEL, LEVEL_COLOURS, stretches
 from generation.text_generator import Result, TextGenerator
-from generation.text_stream import SentenceEnds, TextStream
+from generation.text_stream import TextStream
 
 BEGINNING = "One morning"
 STOP = " the window"

@@ -154,7 +154,7 @@ def main() -> None:
     config = ScoreConfig(**given_options(arguments, ScoreConfig))
 
     from data.sources import open_source
-    from model.checkpoint import newest_run_checkpoint
+    from model.checkpoint_choice import newest_run_checkpoint
 
     checkpoint = Path(load.checkpoint) if load.checkpoint else newest_run_checkpoint(CHECKPOINTS)
     source = open_source(arguments.data, text_field=config.text_field, encoding=config.encoding)

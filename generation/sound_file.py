@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from generation.config import SpeechConfig
+from generation.sentence_ends import SentenceEnds
 from generation.speech import WORKER, SpeechError, Utterance, speakable, text_language
-from generation.text_stream import SentenceEnds
 
 
 def speak_to_file(text: str, path: Path, config: SpeechConfig, worker: Sequence[str] = WORKER) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from command_line import MissingPackageError, UserError
 from generation.config import SpeechConfig
-from generation.text_stream import SentenceEnds
+from generation.sentence_ends import SentenceEnds
 
 WORKER = (sys.executable, "-m", "generation.speech_worker")
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from generation.text_stream import SentenceEnds
+from generation.sentence_ends import SentenceEnds
 
 MAX_NEW_TOKENS = "max_new_tokens"
 END_OF_TEXT = "end_of_text"

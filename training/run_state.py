@@ -27,16 +27,14 @@ from torch import Tensor
 from command_line import UserError
 from model import durable_files
 from model.checkpoint import (
-    BEST,
     Checkpoint,
     CheckpointError,
     StorageError,
     load_checkpoint,
     save_checkpoint,
-    step_checkpoints,
-    step_path,
     verify_checkpoint,
 )
+from model.checkpoint_choice import BEST, step_checkpoints, step_path
 from model.config import ModelConfig
 from training.run_lock import LOCK, take_lock
 

@@ -37,7 +37,7 @@ def main() -> None:
     """Flags → config → labelled texts → discriminator, its report on stderr, its file's name on stdout."""
     config = DiscriminatorConfig(**given_options(build_parser().parse(), DiscriminatorConfig))
 
-    from model.checkpoint import newest_run_checkpoint
+    from model.checkpoint_choice import newest_run_checkpoint
 
     language_model = Path(config.checkpoint) if config.checkpoint else newest_run_checkpoint(Path("checkpoints"))
     if config.output is not None:

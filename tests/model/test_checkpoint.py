@@ -21,11 +21,11 @@ from model.checkpoint import (
     CheckpointError,
     StorageError,
     load_checkpoint,
-    newest_run_checkpoint,
     read_card,
     save_checkpoint,
     verify_checkpoint,
 )
+from model.checkpoint_choice import newest_run_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 

@@ -28,7 +28,8 @@ import torch
 from command_line import EXIT_CHECKPOINT, UserError, config_to_dict
 from data.tokenizers.registry import tokenizer_from_state
 from model import checkpoint_writer
-from model.checkpoint import CheckpointError, load_checkpoint, newest_run_checkpoint, read_card, save_checkpoint
+from model.checkpoint import CheckpointError, load_checkpoint, read_card, save_checkpoint
+from model.checkpoint_choice import newest_run_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialization import outlined

@@ -23,7 +23,7 @@ import torch
 
 from command_line import UserError
 from model import checkpoint as checkpoints
-from model import durable_files
+from model import checkpoint_choice, durable_files
 from model.checkpoint import Checkpoint, StorageError, load_checkpoint, verify_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -343,7 +343,7 @@ with tests.RunFolder.open(run, resume=False, overwrite=False) as folder:
             break
 assert saved and len(saved) < 100
 for step in saved:
-    tests.assert_holds_its_step(load_checkpoint(tests.checkpoints.step_path(run, step)))
+    tests.assert_holds_its_step(load_checkpoint(tests.checkpoint_choice.step_path(run, step)))
 """
     mount = 'mount -t tmpfs -o size=100k none "$1" && exec "$2" -c "$3" "$1"'
     command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, program]
@@ -559,9 +559,9 @@ def write_and_rename_before_syncing(path: Path, write_content: Callable[[Any], A
 
 
 def prune_before_saving(folder: RunFolder, step: int, *, keep: int, **values: Any) -> None:
-    for _, path in checkpoints.step_checkpoints(folder.path):
+    for _, path in checkpoint_choice.step_checkpoints(folder.path):
         durable_files.unlink(path)
-    checkpoints.save_checkpoint(checkpoints.step_path(folder.path, step), **values)
+    checkpoints.save_checkpoint(checkpoint_choice.step_path(folder.path, step), **values)
 
 
 MUTANTS: dict[str, tuple[object, str, object]] = {

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data.prepare import PreparedCorpus
-from model.checkpoint import Checkpoint, load_checkpoint, step_path
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint_choice import step_path
 from model.config import ModelConfig
 from training.config import TrainConfig
 from training.distributed import Workers

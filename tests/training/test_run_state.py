@@ -20,7 +20,8 @@ import torch
 
 from command_line import EXIT_CHECKPOINT, EXIT_DISK, EXIT_RUN_IN_USE, EXIT_USAGE, UserError
 from model import durable_files
-from model.checkpoint import CheckpointError, StorageError, load_checkpoint, newest_run_checkpoint, verify_checkpoint
+from model.checkpoint import CheckpointError, StorageError, load_checkpoint, verify_checkpoint
+from model.checkpoint_choice import newest_run_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 from training.run_lock import RunInUseError

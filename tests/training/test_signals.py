@@ -22,7 +22,8 @@ import torch
 from command_line import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from data.prepare import prepare_corpus
 from model import durable_files
-from model.checkpoint import load_checkpoint, step_checkpoints
+from model.checkpoint import load_checkpoint
+from model.checkpoint_choice import step_checkpoints
 from training.commands import repeating, resuming, shown
 from training.config import TrainConfig
 from training.distributed import Workers
