@@ -21,6 +21,7 @@ import dataclasses
 import difflib
 import errno
 import functools
+import io
 import math
 import os
 import re
@@ -365,6 +366,7 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character (Windows code pages, LC_ALL=C) shows an escape instead of failing.
         typing.cast(Any, stream).reconfigure(errors="backslashreplace")
+    _let_messages_get_lost()
     program = Path(sys.argv[0]).name
     try:
         main()
@@ -399,6 +401,32 @@ def run_program(main: Callable[[], None], *, quiet: bool = False) -> NoReturn:
         _abandon_stdout()
         sys.exit(EXIT_DISK)
     sys.exit(0)
+
+
+class _MessageFile(io.FileIO):
+    """Takes what is written also when nobody reads it any more, or the disk behind it is full."""
+
+    def write(self, data: Any, /) -> int:
+        """All of `data`, or what the system takes of it."""
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _let_messages_get_lost() -> None:
+    """Go on when stderr fails: its lines tell about the work, whose result is worth more than they are."""
+    binary = getattr(sys.stderr, "buffer", None)
+    # A console of Windows is no plain file; it has its own way to show characters.
+    if type(getattr(binary, "raw", binary)) is io.FileIO:
+        file = _MessageFile(sys.stderr.fileno(), "wb", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            file,
+            encoding=sys.stderr.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+            write_through=True,
+        )
 
 
 _CORE_PACKAGES = ("torch", "numpy", "tiktoken", "tokenizers", "tqdm")

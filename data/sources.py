@@ -90,28 +90,31 @@ class Source:
         return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
 
-def open_source(spec: str, *, text_field: str = "text", encoding: str = "utf-8") -> Source:
+def open_source(spec: str, *, text_field: str = "text", encoding: str = "utf-8", flag: str = "--data") -> Source:
     """Open a known corpus, text file, folder, .jsonl, .gz, http(s) address, or `-` for standard input.
 
-    Raises UserError when there is nothing to read; what is no text is found while reading.
+    `flag` is what the user typed before `spec`, for messages; "" where nothing stands before it. Raises UserError when
+    there is nothing to read; what is no text is found while reading.
     """
     _check_encoding(encoding)
     if not spec:
-        raise UserError("--data is empty; name a corpus, a file, a folder (. for this one), an address or -")
+        what = flag or "the name of the text"
+        raise UserError(f"{what} is empty; name a corpus, a file, a folder (. for this one), an address or -")
     if spec == "-":
         return _standard_input(text_field, encoding)
+    named = f"{flag} {spec}".lstrip()
     if spec in CORPUS_NAMES:
         return _known_corpus(spec)
     if spec.startswith(("http://", "https://")):
         path = fetch_url(spec)
         return Source(spec, (SourceFile(path, spec),), text_field, encoding)
     path = Path(spec)
-    mode = _mode(path, spec)
+    mode = _mode(path, spec, named)
     if stat.S_ISDIR(mode):
-        return _folder(path, text_field, encoding)
+        return _folder(path, text_field, encoding, named)
     if not stat.S_ISREG(mode):
-        raise UserError(f"--data {spec} is neither a file nor a folder; for a pipe, use --data - and standard input")
-    _check_readable(path, spec)
+        raise UserError(f"{named} is neither a file nor a folder; for a pipe, give - and use standard input")
+    _check_readable(path, named)
     return Source(path.name, (SourceFile(path, spec),), text_field, encoding)
 
 
@@ -127,26 +130,26 @@ def _check_encoding(encoding: str) -> None:
         raise UserError(f"--encoding {encoding} cannot be read piece by piece; save the file as UTF-8")
 
 
-def _mode(path: Path, spec: str) -> int:
+def _mode(path: Path, spec: str, named: str) -> int:
     try:
         return path.stat().st_mode
     except FileNotFoundError:
         hint = closest(spec, CORPUS_NAMES)
         raise UserError(
-            f"--data {spec} does not exist{hint}; give a file, folder, address, - or one of {', '.join(CORPUS_NAMES)}"
+            f"{named} does not exist{hint}; give a file, folder, address, - or one of {', '.join(CORPUS_NAMES)}"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"--data {spec!r} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"{named!r} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _check_readable(path: Path, spec: str) -> None:
+def _check_readable(path: Path, named: str) -> None:
     try:
         with path.open("rb") as file:
             is_empty = not file.read(1)
     except OSError as error:
-        raise UserError(f"--data {spec} cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{named} cannot be read ({error.strerror or error})") from None
     if is_empty:
-        raise UserError(f"--data {spec} is empty; give a text of at least a few hundred words")
+        raise UserError(f"{named} is empty; give a text of at least a few hundred words")
 
 
 def _known_corpus(name: str) -> Source:
@@ -158,7 +161,7 @@ def _known_corpus(name: str) -> Source:
     return Source(name, tuple(SourceFile(path, f"{path.parent.name}/{path.name}") for path in paths))
 
 
-def _folder(folder: Path, text_field: str, encoding: str) -> Source:
+def _folder(folder: Path, text_field: str, encoding: str, named: str) -> Source:
     files, skipped = [], []
     for path in _visible_files(folder):
         source_file = SourceFile(path, path.relative_to(folder).as_posix())
@@ -172,7 +175,7 @@ def _folder(folder: Path, text_field: str, encoding: str) -> Source:
         elif start:
             files.append(source_file)
     if not files:
-        raise UserError(f"--data {folder} holds no text file ({len(skipped)} binary files were left out)")
+        raise UserError(f"{named} holds no text file ({len(skipped)} binary files were left out)")
     return Source(folder.resolve().name, tuple(files), text_field, encoding, tuple(skipped))
 
 
@@ -199,5 +202,5 @@ def _standard_input(text_field: str, encoding: str) -> Source:
     except OSError as error:
         raise DiskError(spool, error) from error
     if not spool.stat().st_size:
-        raise UserError("standard input is empty; --data - reads the corpus from it")
+        raise UserError("standard input is empty; - reads the text from it")
     return Source("standard input", (SourceFile(spool, "standard input"),), text_field, encoding)

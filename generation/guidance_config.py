@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from command_line import UserError, check_options, option
+from command_line import UserError, check_options, flag_name, option
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class GuidanceConfig:
                 f"--guidance-strength is given {len(self.guidance_strength)} times for {len(self.discriminator)} "
                 "--discriminator; give one for each, in the same order"
             )
+
+        if not self.discriminator:
+            for field in dataclasses.fields(self):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"{flag_name(field.name)} needs a --discriminator")
 
     @property
     def strengths(self) -> tuple[float, ...]:

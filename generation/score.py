@@ -157,7 +157,7 @@ def main() -> None:
     from model.checkpoint_choice import newest_run_checkpoint
 
     checkpoint = Path(load.checkpoint) if load.checkpoint else newest_run_checkpoint(CHECKPOINTS)
-    source = open_source(arguments.data, text_field=config.text_field, encoding=config.encoding)
+    source = open_source(arguments.data, text_field=config.text_field, encoding=config.encoding, flag="")
 
     from generation.surprise import html_page, terminal_map
     from generation.text_generator import TextGenerator

@@ -312,6 +312,42 @@ def test_a_terminal_that_cannot_show_a_character_shows_an_escape() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe the POSIX way")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is a device of Linux")
+def test_messages_that_cannot_be_written_end_nothing() -> None:
+    body = "print('note', file=sys.stderr, flush=True); print('text'); raise UserError('wrong')"
+    program = f"import sys\nfrom command_line import *\ndef main():\n    {body}\nrun_program(main)"
+    for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=PROJECT, env={**os.environ, **environment}, check=False,
+                stdout=subprocess.PIPE, stderr=full, text=True,
+            )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, "text\n")
+
+
+def test_work_goes_on_when_nobody_reads_its_messages_any_more(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\nfrom command_line import *\n"
+        "def main():\n"
+        "    print('first', file=sys.stderr, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    for _ in range(9): print('more', file=sys.stderr, flush=True)\n"
+        f"    pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+        "run_program(main)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=PROJECT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdin is not None
+        assert process.stderr.readline() == "first\n"
+        process.stderr.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.wait() == 0
+    assert (tmp_path / "done").exists()
+
+
 def test_a_closed_pipe_ends_quietly() -> None:
     program = "from command_line import *\ndef main():\n    for i in range(100000): print(i)\nrun_program(main)"
     command = [sys.executable, "-c", program]

@@ -17,7 +17,7 @@ import train
 from command_line import UserError
 from data.prepare import prepare_corpus
 from data.tokenizers.utf8_bytes import ByteTokenizer
-from model.checkpoint import save_checkpoint
+from model.checkpoint import CheckpointError, read_card, save_checkpoint, verify_checkpoint
 from model.config import ModelConfig
 from model.gpt import GPT
 from training import preflight, prepared_run
@@ -187,8 +187,17 @@ def test_adapters_leave_an_ordinary_checkpoint_and_resume_without_the_one_they_s
     changed = {name for name, tensor in tuned["state_dict"].items() if not torch.equal(tensor, before[name])}
     matrices = ("attention.qkv", "attention.projection", "feed_forward.up", "feed_forward.down")
     assert changed == {f"blocks.0.{matrix}.weight" for matrix in matrices}
+    origin = {"provenance": {"started_from": verify_checkpoint(base)}}
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, model_config=model.config, state_dict=before, tokenizer=tokenizer, provenance={"step": 1})
+    with pytest.raises(UserError, match=r"--init .*other\.pt is not what the run in .*tuned started from"):
+        run_train(*flags, "--resume", "--init", other)
     base.unlink()
     assert "at step 3 of 3" in run_train(*flags, "--resume")
+    for step in (tmp_path / "checkpoints/tuned").glob("step-00000[123].pt"):
+        step.unlink()
+    run_train(*flags, "--resume")
+    assert read_card(tmp_path / "checkpoints/tuned/best.pt")["provenance"].items() >= origin["provenance"].items()
 
 
 def test_a_fine_tuned_run_is_named_after_the_model_that_it_starts_from() -> None:
@@ -196,6 +205,28 @@ def test_a_fine_tuned_run_is_named_after_the_model_that_it_starts_from() -> None
     assert train.model_name(Path("checkpoints/gpt2/best.pt")) == "gpt2"
     assert train.model_name(Path("checkpoints/gpt2/step-000400.pt")) == "gpt2"
     assert train.model_name(Path("downloads/base.pt")) == "base"
+
+
+def test_settings_of_adapters_without_adapters_are_refused(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=r"--lora-alpha needs adapters; add --lora-rank"):
+        run_train("--data", text, "--lora-alpha", 3, "--run", "x")
+
+
+def test_a_discriminator_is_no_start_also_for_a_dry_run(run_train, text: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = GPT(ModelConfig(vocab_size=257, context_length=32, n_layer=1, n_head=2, n_embd=16))
+    save_checkpoint(
+        tmp_path / "mood.pt", model_config=model.config, state_dict=model.state_dict(),
+        tokenizer=ByteTokenizer().state(), provenance={}, kind="discriminator",
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"mood\.pt holds a discriminator, but training starts from a language m"):
+        run_train("--data", text, "--init", tmp_path / "mood.pt", "--steps", 1, "--dry-run")
+
+
+def test_a_setting_that_differs_from_the_default_of_a_resumed_run_says_so(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ("--data", text, "--run", "mine", "--steps", 1, *TINY_FLAGS)
+    run_train(*flags)
+    with pytest.raises(UserError, match=r"--learning-rate 0\.5 differs from .* which has the default; leave it out"):
+        run_train(*flags, "--resume", "--learning-rate", 0.5)
 
 
 def test_adapters_without_a_trained_model_are_refused(run_train, text: Path) -> None:  # type: ignore[no-untyped-def]

@@ -100,7 +100,7 @@ class TrainConfig:
 
     evaluate_every_steps: int | None = option(
         None,
-        "steps between evaluations on the validation split (default: a tenth of the run)",
+        "steps between evaluations on the validation split (default: a tenth of the run, more where they take long)",
         at_least=1,
         group="evaluation",
     )

@@ -34,6 +34,15 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+COUNTING_LIMIT_BYTES = 5_000_000
+"""Corpora up to this size are scored by counting beside a run; the counts are held in memory."""
+
+
+def counting_seconds(corpus_bytes: int) -> float:
+    """About how long counting takes beside a run: 2.5 s were measured for 0.87 MB on an AMD EPYC."""
+    return 3e-6 * corpus_bytes if corpus_bytes <= COUNTING_LIMIT_BYTES else 0.0
+
+
 @dataclass(frozen=True)
 class CountingResult:
     """How well counting predicts the validation text; ends of documents are predicted too, and count as characters."""

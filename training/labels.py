@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from command_line import UserError
+from command_line import UserError, flag_name
 from data.sources import open_source
 from data.split import in_validation
 from data.tokenizers.base import Tokenizer
@@ -132,14 +132,18 @@ def _read_files(config: DiscriminatorConfig) -> Iterator[tuple[str, str]]:
     sides = {"desired": config.desired, "undesired": config.undesired}
     stems = {Path(specs[0]).stem for specs in sides.values() if len(specs) == 1}
     # Two files are called by their names, such as gloomy and bright; several by their side.
-    files = [(Path(spec).stem if len(stems) == 2 else side, spec) for side, specs in sides.items() for spec in specs]
+    files = [
+        (Path(spec).stem if len(stems) == 2 else side, spec, flag_name(side))
+        for side, specs in sides.items()
+        for spec in specs
+    ]
     for entry in config.label:
         label, separator, spec = entry.partition("=")
         if not separator or not label or not spec:
             raise UserError(f"--label must look like NAME=FILE, but is {entry!r}")
-        files.append((label, spec))
-    for label, spec in files:
-        source = open_source(spec, text_field=config.text_field, encoding=config.encoding)
+        files.append((label, spec, "--label"))
+    for label, spec, flag in files:
+        source = open_source(spec, text_field=config.text_field, encoding=config.encoding, flag=flag)
         yield from ((text, label) for text in source.documents())
 
 

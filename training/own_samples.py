@@ -25,8 +25,9 @@ def label_by_rule(config: DiscriminatorConfig, generator: TextGenerator) -> Labe
     They are drawn from the very distribution that guidance will change, and their shares are its true prior.
     """
     assert config.rule is not None
+    rule = load_rule(config.rule)
     results = draw_samples(config.samples, config, generator)
-    return label_by(load_rule(config.rule), results, generator, config.validation_fraction)
+    return label_by(rule, results, generator, config.validation_fraction)
 
 
 def draw_samples(

@@ -22,6 +22,7 @@ from model.config import ModelConfig
 from model.cost import adapter_parameters, block_matrices, count_parameters, training_memory
 from model.layouts.registry import why_not_exportable, why_not_gguf
 from training.config import TrainConfig
+from training.counting import counting_seconds
 from training.distributed import Workers
 from training.memory import TooLittleMemoryError, free_memory, sharded_memory, shortage_explained
 from training.plan import Plan
@@ -32,7 +33,8 @@ DEFAULT_MINUTES = 3.0
 _EVALUATIONS = 10
 """Evaluations of a run, unless they would take more than the share below of its time."""
 _EVALUATION_SHARE = 0.08
-_FINISHING_SECONDS = 8.0
+_FINISHING_SECONDS = 5.5
+"""What comes after the last evaluation, besides counting: saving, the loss plot, the end of the process."""
 """What the counting baseline, the plot, the last sample and the exit take, measured on the English tales."""
 _DAY = 24 * 3600.0
 _COMPILE_SECONDS = {"cpu": 1800.0, "cuda": 180.0}
@@ -177,11 +179,10 @@ def prepare_plan(
     with shortage_explained(device, micro_batch_size):
         speed = measure_speed(train_config, model_config, corpus, device, precision, micro_batch_size, workers)
     n_micro_batches = math.ceil(sequences // workers.world_size / micro_batch_size)
-    n_steps, every = choose_steps(train_config, speed, n_micro_batches, workers, elapsed_seconds())
+    finishing = _FINISHING_SECONDS + counting_seconds(corpus.corpus_bytes)
+    n_steps, every = choose_steps(train_config, speed, n_micro_batches, workers, elapsed_seconds() + finishing)
     step_seconds = speed.step(n_micro_batches)
-    seconds = (
-        n_steps * step_seconds + math.ceil(n_steps / every) * speed.evaluation / workers.world_size + _FINISHING_SECONDS
-    )
+    seconds = n_steps * step_seconds + math.ceil(n_steps / every) * speed.evaluation / workers.world_size + finishing
     plan = Plan(
         n_steps=n_steps,
         sequences=sequences,
@@ -274,16 +275,19 @@ def choose_micro_batch(
 
 
 def choose_steps(
-    train_config: TrainConfig, speed: Speed, n_micro_batches: int, workers: Workers, elapsed: float
+    train_config: TrainConfig, speed: Speed, n_micro_batches: int, workers: Workers, other_seconds: float
 ) -> tuple[int, int]:
-    """The number of optimizer steps and the steps between evaluations."""
+    """The number of optimizer steps and the steps between evaluations.
+
+    `other_seconds` are those of a timed run in which neither can happen.
+    """
     step_seconds = speed.step(n_micro_batches)
     evaluation_seconds = speed.evaluation / workers.world_size
     if train_config.steps is not None:
         n_steps = train_config.steps
         available = n_steps * step_seconds
     else:
-        available = (train_config.minutes or DEFAULT_MINUTES) * 60 - elapsed - _FINISHING_SECONDS
+        available = (train_config.minutes or DEFAULT_MINUTES) * 60 - other_seconds
     affordable = int(_EVALUATION_SHARE * available / max(evaluation_seconds, 1e-9))
     n_evaluations = min(_EVALUATIONS, max(1, affordable))
     if train_config.steps is None:

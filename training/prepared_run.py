@@ -20,7 +20,7 @@ from command_line import UserError, config_from_dict, flag_name
 from data.prepare import PreparedCorpus, prepare_corpus
 from data.sources import open_source
 from data.tokenizers.registry import tokenizer_from_state, tokenizer_hash
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, verify_checkpoint
 from model.config import DEFAULT_PRESET, ModelConfig, preset_config
 from model.cost import block_matrices
 from training.config import TrainConfig
@@ -65,6 +65,8 @@ class PreparedRun:
     plan: Plan
     initial: Checkpoint | None
     """Weights to start from, or None for fresh ones."""
+    started_from: str | None
+    """SHA-256 of the checkpoint that --init named, or None for fresh weights."""
     expected_seconds: float | None = None
     """What the steps will take at the speed that was measured; None when that was at an earlier start."""
 
@@ -87,9 +89,12 @@ def fresh_run(request: Request, device: torch.device, workers: Workers, interrup
     config, initial = request.train_config, None
     _check_parallel(config, workers)
     if request.init is not None:
-        initial = read_once(functools.partial(load_checkpoint, request.init), workers, interruption)
+        initial = read_once(functools.partial(_language_model, request.init), workers, interruption)
     elif config.lora_rank:
         raise UserError("--lora-rank trains adapters beside the weights of a trained model; name it with --init")
+    if not config.lora_rank:
+        for name in {"lora_alpha", "lora_matrices"} & set(request.typed):
+            raise UserError(f"{flag_name(name)} needs adapters; add --lora-rank, such as --lora-rank 8")
     context_length = _context_length(request, initial)
     tokenizer_state = None if initial is None else initial.tokenizer
     corpus = _prepare_corpus(config, context_length, tokenizer_state, workers, interruption)
@@ -107,7 +112,15 @@ def fresh_run(request: Request, device: torch.device, workers: Workers, interrup
         numbers_per_token = block_matrices(model_config) / corpus.n_training_tokens
         dropout = dropout_for(preflight.epochs, numbers_per_token, model_config.dropout)
         model_config = dataclasses.replace(model_config, dropout=dropout)
-    return PreparedRun(corpus, model_config, config, preflight.plan, initial, preflight.seconds_of_steps)
+    started_from = None if initial is None else initial.sha256
+    return PreparedRun(corpus, model_config, config, preflight.plan, initial, started_from, preflight.seconds_of_steps)
+
+
+def _language_model(path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    if checkpoint.kind != "gpt":
+        raise CheckpointError(f"{path} holds a {checkpoint.kind}, but training starts from a language model")
+    return checkpoint
 
 
 def _context_length(request: Request, initial: Checkpoint | None) -> int:
@@ -175,6 +188,9 @@ def resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, inte
     config = dataclasses.replace(config, **changes)
     _check_parallel(config, workers)
     _check_same_settings(request, checkpoint.model_config, config)
+    with workers.together(interruption):
+        if workers.is_main:
+            _check_same_start(request, checkpoint)
     plan = config_from_dict(Plan, state["plan"])
     if plan.sequences % workers.world_size:
         raise UserError(
@@ -191,7 +207,8 @@ def resumed_run(request: Request, checkpoint: Checkpoint, workers: Workers, inte
         )
     workers.say(*_differences(checkpoint, workers))
     workers.say(f"resumed     {checkpoint.path} at step {state['progress']['step']:,} of {plan.n_steps:,}")
-    return PreparedRun(corpus, checkpoint.model_config, config, plan, checkpoint)
+    started_from = checkpoint.provenance.get("started_from")
+    return PreparedRun(corpus, checkpoint.model_config, config, plan, checkpoint, started_from)
 
 
 def _check_same_settings(request: Request, model_config: ModelConfig, config: TrainConfig) -> None:
@@ -199,8 +216,9 @@ def _check_same_settings(request: Request, model_config: ModelConfig, config: Tr
     of_run = {**vars(model_config), **vars(config)}
     for name, value in {**request.typed, **request.model_overrides}.items():
         if value != of_run[name]:
+            ours = "the default" if of_run[name] is None else of_run[name]
             raise UserError(
-                f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has {of_run[name]}; "
+                f"{flag_name(name)} {value} differs from the run in {request.run_path}, which has {ours}; "
                 f"leave it out to go on, or start another run with --run or --overwrite"
             )
     named = _named_config(request, vocab_size=model_config.vocab_size, dropout=model_config.dropout)
@@ -208,6 +226,17 @@ def _check_same_settings(request: Request, model_config: ModelConfig, config: Tr
         raise UserError(
             f"the run in {request.run_path} has another model than --preset {request.preset}; leave that out to go on, "
             f"or start another run with --run or --overwrite"
+        )
+
+
+def _check_same_start(request: Request, checkpoint: Checkpoint) -> None:
+    """Raise UserError when --init names another checkpoint than the run began from; it may be gone by now."""
+    if request.init is None or not request.init.exists():
+        return
+    if verify_checkpoint(request.init) != checkpoint.provenance.get("started_from"):
+        raise UserError(
+            f"--init {request.init} is not what the run in {request.run_path} started from; leave it out to go on, or "
+            f"start another run with --run or --overwrite"
         )
 
 

@@ -106,8 +106,13 @@ def _train(
     summary = functools.partial(
         summary_lines, prepared.corpus, run_folder, done, interpreter=request.command[0], prompt=sampler.prompt
     )
-    # The others wait: torchrun expects all processes to end at about the same time.
-    workers.say(*workers.on_main(summary))
+    try:
+        # The others wait: torchrun expects all processes to end at about the same time.
+        with interruption.at_once() if workers.world_size == 1 else contextlib.nullcontext():
+            workers.say(*workers.on_main(summary, interruption))
+    except InterruptedRunError as error:
+        error.args, error.has_saved = ("interrupted after the last step, which is saved",), True
+        raise
     if prepared.train_config.steps is None and not request.resume:
         again = repeating(request.command, prepared.plan.n_steps, request.run_path.name)
         workers.say(f"repeat      {shown(again, workers)}")
@@ -123,7 +128,7 @@ def _provenance(request: Request, prepared: PreparedRun) -> dict[str, Any]:
         "corpus_bytes": corpus.corpus_bytes,
         "training_tokens": corpus.n_training_tokens,
         "command": shlex.join(["python", *request.command[1:]]),  # where Python lies is nobody else's business
-        "started_from": None if prepared.initial is None else prepared.initial.sha256,
+        "started_from": prepared.started_from,
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

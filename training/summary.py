@@ -8,15 +8,13 @@ from pathlib import Path
 from command_line import MissingPackageError
 from data.prepare import PreparedCorpus
 from model.checkpoint import StorageError
-from training.counting import counting_bits_per_byte
+from training.counting import COUNTING_LIMIT_BYTES, counting_bits_per_byte
 from training.plan import Plan
 from training.plots import plot_loss
 from training.run_state import RunFolder
 from training.trainer import RunProgress
 
 _MUCH_FASTER = 1.5
-COUNTING_LIMIT_BYTES = 5_000_000
-"""Corpora up to this size are also scored by the counting n-gram, which holds its counts in memory."""
 
 
 def summary_lines(

@@ -318,11 +318,17 @@ def test_what_is_no_file_gets_one_clear_line(tmp_path: Path) -> None:
             open_source(spec)
 
 
+def test_a_text_that_is_missing_is_called_as_the_user_called_it(tmp_path: Path) -> None:
+    for flag, expected in (("", ""), ("--undesired", "--undesired ")):
+        with pytest.raises(UserError, match=f"^{expected}{tmp_path}/missing.txt does not exist"):
+            open_source(f"{tmp_path}/missing.txt", flag=flag)
+
+
 def test_a_pipe_is_named_without_waiting_for_it(tmp_path: Path) -> None:
     if not hasattr(os, "mkfifo"):
         pytest.skip("no named pipes on this system")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="neither a file nor a folder; for a pipe, use --data -"):
+    with pytest.raises(UserError, match="neither a file nor a folder; for a pipe, give - and use standard input"):
         open_source(str(tmp_path / "pipe"))
     with pytest.raises(UserError, match="holds no text file"):
         open_source(str(tmp_path))

@@ -169,6 +169,8 @@ def test_strengths_belong_to_discriminators_in_their_order(tmp_path: Path) -> No
     assert guidance.name == "guidance(gloomy^2, bright^-1.5; 7 candidates)"
     with pytest.raises(UserError, match="given 1 times for 2 --discriminator"):
         GuidanceConfig(discriminator=(path, path), guidance_strength=(2.0,))
+    with pytest.raises(UserError, match="--guidance-mode needs a --discriminator"):
+        GuidanceConfig(guidance_mode="fast")
 
 
 def test_the_fast_mode_needs_its_head(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from training.counting import OUTCOMES, character_nats, counting_bits_per_byte
+from training.counting import (
+    COUNTING_LIMIT_BYTES,
+    OUTCOMES,
+    character_nats,
+    counting_bits_per_byte,
+    counting_seconds,
+)
 
 END = "\N{END OF TEXT}"
 
@@ -138,3 +144,9 @@ def test_empty_texts_are_refused(training: list[str], validation: list[str]) -> 
 def test_an_order_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, but is 0"):
         counting_bits_per_byte(["a"], ["a"], order=0)
+
+
+def test_time_for_counting_is_set_aside_only_where_it_happens() -> None:
+    assert counting_seconds(870_000) == pytest.approx(2.6, abs=0.1)  # measured: 2.5 s
+    assert counting_seconds(COUNTING_LIMIT_BYTES) == pytest.approx(15)
+    assert counting_seconds(COUNTING_LIMIT_BYTES + 1) == 0

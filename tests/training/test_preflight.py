@@ -36,7 +36,7 @@ TINY = ModelConfig(**TINY_MODEL)
 
 def test_minutes_become_the_steps_that_fit_beside_the_evaluations() -> None:
     speed = Speed(micro_batch=0.1, optimizer=0.05, evaluation=0.5)
-    n_steps, every = choose_steps(TrainConfig(minutes=2), speed, 2, Workers(), elapsed=10.0)
+    n_steps, every = choose_steps(TrainConfig(minutes=2), speed, 2, Workers(), other_seconds=18.0)
     # 120 s − 10 s gone − 8 s to finish = 102 s; 10 evaluations of 0.5 s leave 97 s for steps of 0.25 s.
     assert n_steps == 388
     assert every == 39
@@ -44,14 +44,14 @@ def test_minutes_become_the_steps_that_fit_beside_the_evaluations() -> None:
 
 def test_evaluations_take_a_bounded_share_of_the_run() -> None:
     speed = Speed(micro_batch=0.1, optimizer=0.0, evaluation=4.0)
-    n_steps, every = choose_steps(TrainConfig(steps=1000), speed, 1, Workers(), elapsed=0.0)
+    n_steps, every = choose_steps(TrainConfig(steps=1000), speed, 1, Workers(), other_seconds=0.0)
     assert n_steps == 1000
     assert every == 500  # 8 % of 100 s pay for two of them
 
 
 def test_given_steps_are_kept() -> None:
     speed = Speed(micro_batch=9.0, optimizer=9.0, evaluation=9.0)
-    assert choose_steps(TrainConfig(steps=7), speed, 3, Workers(), elapsed=500.0)[0] == 7
+    assert choose_steps(TrainConfig(steps=7), speed, 3, Workers(), other_seconds=500.0)[0] == 7
 
 
 def test_the_default_batch_grows_with_the_model() -> None:

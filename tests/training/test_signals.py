@@ -131,6 +131,8 @@ def test_a_signal_at_any_moment_ends_the_run_in_order_and_the_next_start_goes_on
         if stopped:
             assert newest_step(request.run_path) == int(stopped[1]) > before
             assert stopped[2] == f"python train.py --data {request.train_config.data} --resume"
+        elif last.startswith("interrupted after the last step, which is saved; go on with: "):
+            assert newest_step(request.run_path) == STEPS
         else:
             assert last.endswith(f"nothing is lost; go on with: python train.py --data {request.train_config.data}")
             assert newest_step(request.run_path) == before
@@ -178,6 +180,21 @@ def test_a_signal_in_any_phase_says_what_is_saved_and_how_to_go_on(
     else:
         assert last == f"stopped and saved at step {step} of {STEPS}; go on with: {command} --resume"
     assert newest_step(request_to_train.run_path) == step
+
+
+def test_a_signal_behind_the_last_step_cuts_the_summary_short(
+    request_to_train: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count_for_ever(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+
+    monkeypatch.setattr("training.summary.counting_bits_per_byte", count_for_ever)
+    assert wait(start(request_to_train, tmp_path / "log")) == EXIT_INTERRUPTED
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    command = f"python train.py --data {request_to_train.train_config.data} --resume"
+    assert last == f"interrupted after the last step, which is saved; go on with: {command}"
+    assert newest_step(request_to_train.run_path) == STEPS
 
 
 @pytest.mark.parametrize("is_interrupted", [True, False])

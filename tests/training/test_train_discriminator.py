@@ -281,6 +281,17 @@ def test_a_rule_that_holds_for_nothing_is_refused(language_model: Path, tmp_path
         label_by_rule(config, TextGenerator.load(language_model, "cpu"))
 
 
+def test_a_rule_that_is_not_there_is_refused_before_anything_is_drawn(
+    language_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules.py").touch()
+    monkeypatch.setattr("training.own_samples.draw_samples", pytest.fail)
+    with pytest.raises(UserError, match=r"rules\.py' defines no 'nope'"):
+        label_by_rule(
+            DiscriminatorConfig(rule=f"{tmp_path / 'rules.py'}:nope"), TextGenerator.load(language_model, "cpu")
+        )
+
+
 def test_a_rule_must_return_a_truth_or_a_label(tmp_path: Path) -> None:
     rules = tmp_path / "rules.py"
     rules.write_text("def size(text):\n    return len(text)\ndef kind(text):\n    return 'k'\n", encoding="utf-8")
