@@ -105,7 +105,7 @@ MUTANTS = (
     Mutant("keep the old run until the new one is safe", RUN, "            old = _files_of_run(path)\n",
            "            old = _files_of_run(path)\n            for file in old if overwrite else []:\n"
            "                file.unlink()\n"),
-    Mutant("the old run's files go", RUN, "            durable_files.unlink(old)\n", "            pass\n"),
+    Mutant("the old run's files go", RUN, "        durable_files.unlink(old)\n", "        pass\n"),
     Mutant("remove leftovers", RUN, "            _remove_leftovers(path)\n", ""),
     Mutant("cut the logs back", RUN, "            if values[\"step\"] <= last:", "            if True:"),
     Mutant("restore the optimizer", TRAINER, "        self.optimizer.load_state_dict(",

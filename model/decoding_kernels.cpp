@@ -126,7 +126,7 @@ struct Inputs<int8_t> {
                 largest = size > largest || std::isnan(size) ? size : largest;  // a NaN stays the largest
             }
             steps[b] = largest / HIGHEST;
-            // Of numbers next to nothing the multiples are 0; so are they where there is none, and the step says NaN.
+            // Rows next to nothing become 0. One with a NaN or an infinity has multiples of 0, of which its step makes NaN.
             const bool is_number = largest > HIGHEST * std::numeric_limits<float>::min() && std::isfinite(largest);
             const float per_step = is_number ? HIGHEST / largest : 0;
             for (int64_t i = 0; i < I; i++)

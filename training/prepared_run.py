@@ -92,8 +92,8 @@ def fresh_run(request: Request, device: torch.device, workers: Workers, interrup
         initial = read_once(functools.partial(_language_model, request.init), workers, interruption)
     elif config.lora_rank:
         raise UserError("--lora-rank trains adapters beside the weights of a trained model; name it with --init")
-    if not config.lora_rank:
-        for name in {"lora_alpha", "lora_matrices"} & set(request.typed):
+    for name in ("lora_alpha", "lora_matrices"):
+        if name in request.typed and not config.lora_rank:
             raise UserError(f"{flag_name(name)} needs adapters; add --lora-rank, such as --lora-rank 8")
     context_length = _context_length(request, initial)
     tokenizer_state = None if initial is None else initial.tokenizer

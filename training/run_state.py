@@ -156,8 +156,9 @@ class RunFolder:
         Raises StorageError when the disk refuses; the older checkpoints are untouched then.
         """
         path = step_path(self.path, step)
+        saved = path.with_name(_NEW + path.name) if self._replaces else path
         sha256 = save_checkpoint(
-            path.with_name(_NEW + path.name) if self._replaces else path,
+            saved,
             model_config=model_config,
             state_dict=state_dict,
             tokenizer=tokenizer,
@@ -166,7 +167,7 @@ class RunFolder:
         )
         if self._replaces:
             try:
-                _finish_replacing(self.path)
+                _replace_run(saved)
             except OSError as error:
                 raise StorageError("replace the run in", self.path, error) from error
             self._replaces = False
@@ -236,21 +237,25 @@ def _files_of_run(folder: Path) -> list[Path]:
     return [*steps, *(folder / name for name in (BEST, METRICS, SAMPLES) if (folder / name).exists())]
 
 
-def _finish_replacing(folder: Path) -> None:
-    """Let a run whose first checkpoint is safe take the place of the one before, also where a process was killed.
+def _replace_run(new: Path) -> None:
+    """Let a run whose first checkpoint is safe take the place of the one before.
 
     The old files go first: a step of the old run beside one of the new would be taken for the newest.
     """
+    for old in _files_of_run(new.parent):
+        durable_files.unlink(old)
+    durable_files.sync_folder(new.parent)
+    durable_files.rename(new, new.with_name(new.name.removeprefix(_NEW)))
+    durable_files.sync_folder(new.parent)
+
+
+def _finish_replacing(folder: Path) -> None:
+    """Go on where a process was killed while its run took the place of another."""
     for name in fnmatch.filter(durable_files.list_folder(folder), f"{_NEW}*"):
-        new = folder / name
-        if not _verifies(new):
-            durable_files.unlink(new)
-            continue
-        for old in _files_of_run(folder):
-            durable_files.unlink(old)
-        durable_files.sync_folder(folder)
-        durable_files.rename(new, folder / name.removeprefix(_NEW))
-        durable_files.sync_folder(folder)
+        if _verifies(folder / name):
+            _replace_run(folder / name)
+        else:
+            durable_files.unlink(folder / name)
 
 
 def _remove_leftovers(folder: Path) -> None:
